@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Train a VAE-GAN: `accelerate launch scripts/train.py [--config configs/NAME.yaml] [--section.field value …]`."""
+
+import logging
+import sys
+from pathlib import Path
+
+from vaegan import cli
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main() -> None:
+    config = cli.parse_config(sys.argv[1:], CONFIGS / "mnist.yaml")
+    from vaegan.data import load_data
+    from vaegan.training import Trainer, process
+
+    accelerator = process.start(config)
+    with accelerator.main_process_first():  # the first one downloads
+        images, validation = load_data(config.data)
+    trainer = Trainer(config, accelerator, images, validation)
+    run_dir, resume = process.choose_run_dir(config, accelerator)
+    resumed = resume and trainer.restore(run_dir)
+    log = logging.getLogger("vaegan")
+    log.info("%s %s at step %d of %d", "resuming" if resumed else "training", run_dir, trainer.step, trainer.total_steps)
+    trainer.fit(run_dir)
+    log.info("%s: samples.png, reconstructions.png, model.safetensors, metrics.jsonl", run_dir)
+    process.leave(accelerator)
+
+
+if __name__ == "__main__":
+    cli.run(main)

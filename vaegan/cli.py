@@ -1,0 +1,201 @@
+"""The command line: YAML and flags to a Config, and errors to one line a problem and exit status 2."""
+
+import argparse
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonargparse
+import yaml
+
+from vaegan.config import Config, ConfigError
+
+
+def parse_config(arguments: list[str], default_config: Path) -> Config:
+    """The Config of a command line: `--config FILE` (else `default_config`), then flags over it.
+
+    Raises ConfigError with all unknown and all wrong fields, a line each. `--help` and `--print_config` exit.
+    """
+    if not any(a == "--config" or a.startswith("--config=") for a in arguments):
+        arguments = ["--config", str(default_config), *arguments]
+    parser, fields = config_parser(), _fields(Config)
+    given = _given_fields(arguments)
+    problems = [_problem(parser, fields, *field) for field in given]
+    if any(problems):
+        raise ConfigError("\n".join(dict.fromkeys(line for line in problems if line)))
+    try:
+        values = parser.parse_args(arguments).as_dict()
+    except argparse.ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    return config_from_dict({name: values[name] for name in {field.split(".")[0] for field in fields}})
+
+
+def config_from_dict(values: dict) -> Config:
+    """Build a Config from nested plain values; ConfigError with the problems of all sections, a line each."""
+    sections, problems = {}, []
+    for field in dataclasses.fields(Config):
+        if field.name in values and dataclasses.is_dataclass(field.type):
+            try:
+                known = {f.name: f for f in dataclasses.fields(field.type)}
+                section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[field.name].items() if k in known}
+                sections[field.name] = field.type(**section)
+            except ConfigError as error:
+                problems.append(str(error))
+        elif field.name in values:
+            sections[field.name] = values[field.name]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Config(**sections)
+
+
+def config_parser() -> jsonargparse.ArgumentParser:
+    """A parser with a flag for each field of Config, explained by its docstring."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        exit_on_error=False, description="Train a VAE-GAN. Fields come from the config file; flags override them."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of fields; configs/mnist.yaml if none is given.")
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def load_yaml(file: Path) -> dict:
+    """Nested fields of a YAML file. ConfigError if it is missing, is no mapping, or names a field twice."""
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except OSError as error:
+        raise ConfigError(f"--config {file} cannot be read: {error.strerror} (recipes lie in configs/)") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"--config {file} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {file} must hold fields (name: value), got {type(values).__name__}")
+    return values
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        seen: dict = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    first, second = seen[key_node.value], key_node.start_mark.line + 1
+                    raise ConfigError(f"{key_node.value} stands twice, in lines {first} and {second}: remove one")
+                seen[key_node.value] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _given_fields(arguments: list[str]) -> list[tuple[str, object, str]]:
+    """(field, value, where it stands) of all that a command line and its YAML files set, in order."""
+    given: list[tuple[str, object, str]] = []
+    words = iter(arguments)
+    for word in words:
+        name, separator, value = word.removeprefix("--").partition("=")
+        if word in ("-h", "--help") or name.startswith("print_config"):
+            continue
+        if not word.startswith("--"):
+            given.append((word, None, "on the command line"))
+            continue
+        if not separator:
+            value = next(words, None)
+        if value is None:
+            raise ConfigError(f"--{name} needs a value")
+        if name == "config":
+            given += [(field, v, f"in {value}") for field, v in _flatten(load_yaml(Path(value)))]
+        else:
+            given.append((name, value, "on the command line"))
+    return given
+
+
+def _problem(parser, fields: dict[str, object], name: str, value: object, where: str) -> str | None:
+    """What is wrong with one given field, in a line."""
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, 1, 0.5)
+        last = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+        hint = f"did you mean {(last or near)[0]}?" if last or near else "--help lists the fields"
+        got = "" if value is None else f", got {_shown(value)}"
+        return f"{name} {where} is not a field{got} ({hint})"
+    try:
+        if isinstance(value, str) and where == "on the command line":
+            parser.parse_args([f"--{name}={value}"])
+        else:
+            nested = value
+            for part in reversed(name.split(".")):
+                nested = {part: nested}
+            parser.parse_object(nested)
+    except (argparse.ArgumentError, TypeError, ValueError):
+        options = typing.get_args(fields[name]) if typing.get_origin(fields[name]) is typing.Literal else ()
+        near = difflib.get_close_matches(str(value), [str(option) for option in options], 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{name} {where} must be {_described(fields[name])}, got {_shown(value)}{hint}"
+    return None
+
+
+def _flatten(values: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Nested fields as (dotted name, value)."""
+    flat = []
+    for name, value in values.items():
+        is_section = isinstance(value, dict) and value and not prefix
+        flat += _flatten(value, f"{name}.") if is_section else [(f"{prefix}{name}", value)]
+    return flat
+
+
+def _fields(config: type) -> dict[str, object]:
+    """Dotted name to type of all fields."""
+    fields: dict[str, object] = {}
+    for name, kind in typing.get_type_hints(config).items():
+        if dataclasses.is_dataclass(kind):
+            fields |= {f"{name}.{k}": v for k, v in typing.get_type_hints(kind).items()}
+        else:
+            fields[name] = kind
+    return fields
+
+
+def _described(kind) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(str(a) for a in arguments)
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list, each {_described(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_described(arguments[0])}"
+    if arguments:
+        return " or ".join(_described(a) for a in arguments)
+    return names.get(kind, str(kind))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main function: what a user can mend becomes lines on stderr and exit status 2, a stopped
+    training status 1; anything else is ours, and shows its traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("vaegan").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        main()
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        status = 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        status = 130
+    else:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        os._exit(status)  # the other ranks may be waiting in a collective; the launcher ends them
+    sys.exit(status)

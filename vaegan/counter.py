@@ -1,0 +1,56 @@
+"""Random numbers that are counted, not carried: each is a hash of what it is for, so no generator state exists.
+
+A number depends on its key (seed, purpose, step, …), its row (the index of an image or its position in the whole
+batch) and its column. It does not depend on batch size, number of processes, workers or what was drawn before.
+The mixing function is SplitMix64's finaliser (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+generators", figure 16).
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def key(*parts: int | str) -> int:
+    """64-bit key of a tuple of integers and words."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> of int64 copies the sign
+
+
+def uniform(rows: Tensor, columns: int, key: int) -> Tensor:
+    """Uniform numbers strictly inside (0, 1).
+
+    rows: (B,) int64, any device; columns: numbers a row, below 2^20. Returns (B, columns) float32 on that device.
+    """
+    x = rows[:, None] * (1 << 20) + torch.arange(columns, device=rows.device)  # (B, columns), one count each
+    x = x * _signed(_GOLDEN) + key
+    x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
+    x = x ^ _shift_right(x, 31)
+    return (_shift_right(x, 41).float() + 0.5) * 2.0**-23  # 23 bits and the half are exact in float32
+
+
+def normal(rows: Tensor, columns: int, key: int) -> Tensor:
+    """Standard normal numbers by Box & Muller (1958), at most 5.77 in magnitude; shapes as in `uniform`."""
+    u = uniform(rows, columns + columns % 2, key)
+    radius = (-2 * u[:, 0::2].log()).sqrt()
+    angle = 2 * math.pi * u[:, 1::2]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :columns]
+
+
+def permutation(n: int, key: int) -> Tensor:
+    """A permutation of 0 … n-1 as (n,) int64 on the CPU."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(key))

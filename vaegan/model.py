@@ -1,0 +1,191 @@
+"""The model that is trained, exported and used: an encoder and a decoder around a standard normal latent."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vaegan import counter
+from vaegan.config import Config, ConfigError
+from vaegan.networks import Decoder, Discriminator, Encoder
+
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+
+
+class TrainingPass(NamedTuple):
+    """What one pass of encoder and decoder hands to the objective."""
+
+    mu: Tensor | None  # (B, latent_dim)
+    logvar: Tensor | None  # (B, latent_dim)
+    z: Tensor | None  # (B, latent_dim)
+    z_decoded: Tensor | None  # the same numbers, on the decoder's side: its gradient is what the decoder sends back
+    raw: Tensor  # (B or 2B, C, H, W) before tanh: reconstructions, then prior samples
+    log_scale: Tensor | None  # () learned log-scale of the pixel likelihood
+
+
+class VAEGAN(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="vaegan",
+    tags=["vae-gan", "image-generation"],
+):
+    """Encoder and decoder of a VAE, VAE-GAN, autoencoder or GAN (`encoder=False`).
+
+    Images are (B, channels, image_size, image_size) float32 in [-1, 1]; latents are (B, latent_dim). The arguments
+    are those of `vaegan.networks.Encoder` and `Decoder`. `learned_scale` adds the pixel likelihood's learned scale.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 1,
+        latent_dim: int = 16,
+        network: str = "light",
+        width: int = 32,
+        max_width: int = 512,
+        depth: int = 1,
+        hidden: tuple[int, ...] = (512, 256),
+        norm: str = "group",
+        variational: bool = True,
+        encoder: bool = True,
+        learned_scale: bool = False,
+    ):
+        super().__init__()
+        self.image_shape = (channels, image_size, image_size)
+        self.latent_dim, self.variational = latent_dim, variational
+        shape = (image_size, channels, latent_dim, network, width, max_width, depth, tuple(hidden), norm)
+        self.encoder = Encoder(*shape, variational=variational) if encoder else None
+        self.decoder = Decoder(*shape)
+        self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
+
+    def forward(self, x: Tensor | None, eps: Tensor | None, z_prior: Tensor | None) -> TrainingPass:
+        """The training pass: one through the encoder, and one through the decoder for reconstructions and prior
+        samples together. Pass x=None to decode only `z_prior` (B, latent_dim), or z_prior=None only to reconstruct.
+        """
+        mu = logvar = z = z_decoded = None
+        if x is not None:
+            mu, logvar = self.encoder(x)
+            z = mu if logvar is None else mu + (0.5 * logvar).exp() * eps  # Kingma & Welling 2014, equation 10
+            z_decoded = z.view_as(z)
+        raw = self.decoder(torch.cat([part for part in (z_decoded, z_prior) if part is not None]))
+        return TrainingPass(mu, logvar, z, z_decoded, raw, self.log_scale)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log-variance of q(z|x), each (B, latent_dim); the latter None if the model is not variational."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: it was trained as a GAN")
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images in [-1, 1] of latents (B, latent_dim)."""
+        return self.decoder(z).tanh()
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] decoded from the posterior mean."""
+        return self.decode(self.encode(x)[0])
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
+        """n images in [-1, 1] from the prior. Image i depends on seed and start + i alone, so that any batch size
+        or number of processes gives the same images."""
+        if not self.variational:
+            raise ValueError("a deterministic autoencoder has no prior to sample from")
+        rows = torch.arange(start, start + n, device=self.device)
+        return self.decode(counter.normal(rows, self.latent_dim, counter.key(seed, "sample")))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        target = Path(save_directory) / WEIGHTS_FILE
+        partial = target.with_name(f".{WEIGHTS_FILE}.{os.getpid()}")
+        try:
+            save_file({name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}, partial)
+            os.replace(partial, target)  # a reader sees the old file or the new one
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VAEGAN":
+        """Open a run folder, an exported folder or a Hub id; in evaluation mode, on the CPU unless `map_location`.
+
+        Raises ConfigError (a ValueError) in one line if files are missing, damaged or of another architecture.
+        """
+        folder = Path(pretrained_model_name_or_path).expanduser()
+        if folder.is_dir():
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                if not (folder / name).is_file():
+                    raise ConfigError(f"{folder} holds no {name}: give a run folder whose training exported a model")
+            try:
+                json.loads((folder / CONFIG_FILE).read_text())
+            except ValueError as error:
+                raise ConfigError(f"{folder / CONFIG_FILE} is damaged ({error}): export the model again") from None
+        elif str(pretrained_model_name_or_path).count("/") != 1:
+            raise ConfigError(f"{pretrained_model_name_or_path} is no folder: give a run folder or a Hub id (user/model)")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None,
+        map_location="cpu", **model_kwargs,
+    ) -> "VAEGAN":  # fmt: skip
+        file = Path(model_id) / WEIGHTS_FILE
+        if not Path(model_id).is_dir():
+            file = hf_hub_download(
+                model_id, WEIGHTS_FILE, revision=revision, cache_dir=cache_dir, force_download=force_download,
+                token=token, local_files_only=local_files_only,
+            )  # fmt: skip
+        try:
+            model = cls(**model_kwargs)
+            model.load_state_dict(load_file(file, device=str(map_location)))
+        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{file} does not hold the model that its {CONFIG_FILE} describes ({reason})") from None
+        return model.to(map_location).eval()
+
+
+def build_model(config: Config) -> VAEGAN:
+    """The model of a config; no encoder is built where no term needs one."""
+    m = config.model
+    return VAEGAN(
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        latent_dim=m.latent_dim,
+        network=m.network,
+        width=m.width,
+        max_width=m.max_width,
+        depth=m.depth,
+        hidden=list(m.hidden),
+        norm=m.norm,
+        variational=m.variational,
+        encoder=config.objective.uses_reconstruction,
+        learned_scale=config.objective.pixel_likelihood == "gaussian_learned" and config.objective.pixel_weight > 0,
+    )
+
+
+def build_discriminator(config: Config) -> Discriminator | None:
+    """The discriminator of a config, None where no term needs one."""
+    if not config.objective.uses_discriminator:
+        return None
+    m = config.model
+    return Discriminator(
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        network=m.network,
+        width=m.discriminator_width,
+        max_width=m.max_width,
+        depth=m.depth,
+        hidden=m.discriminator_hidden,
+        norm=m.discriminator_norm,
+        spectral_norm=m.spectral_norm,
+        feature_layer=m.feature_layer,
+    )

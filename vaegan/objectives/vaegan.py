@@ -1,0 +1,272 @@
+"""The one composition of all terms: two methods, one a player."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaegan import counter
+from vaegan.config import ObjectiveConfig
+from vaegan.model import TrainingPass
+from vaegan.objectives import augment, elbo, penalties
+from vaegan.objectives.adversarial import LOSSES, accuracy, ramp
+from vaegan.objectives.routing import gradients_at_output, surrogate_loss
+from vaegan.objectives.statistics import Statistics
+
+DiscriminatorFn = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Noise(NamedTuple):
+    """All random numbers of a step, for the images of one micro-batch."""
+
+    eps: Tensor  # (B, latent_dim) normal: the posterior's
+    z_prior: Tensor  # (B, latent_dim) normal: prior samples
+    augment: Tensor  # (2, B, 7) uniform: the discriminator's turn, the autoencoder's
+    mix: Tensor  # (B, 1, 1, 1) uniform: interpolations of the gradient penalty
+
+
+def draw_noise(rows: Tensor, latent_dim: int, seed: int, step: int) -> Noise:
+    """The noise of the images at positions `rows` (B,) of the whole batch of a step, whatever process holds them."""
+    normal = counter.normal(rows, 2 * latent_dim, counter.key(seed, "latent", step))
+    uniform = counter.uniform(rows, 2 * augment.COLUMNS + 1, counter.key(seed, "augment", step))
+    mix, pair = uniform[:, :1], uniform[:, 1:].unflatten(1, (2, augment.COLUMNS)).transpose(0, 1)
+    return Noise(normal[:, :latent_dim], normal[:, latent_dim:], pair, mix[:, :, None, None])
+
+
+class Objective:
+    """Losses of both players, from the tensors of one micro-batch.
+
+    Gradients reach the networks so ("-" is nothing):
+
+    | term                              | encoder              | decoder       | discriminator |
+    |-----------------------------------|----------------------|---------------|---------------|
+    | KL                                | yes                  | -             | -             |
+    | pixel likelihood                  | yes                  | yes, weighted | -             |
+    | feature likelihood                | yes                  | yes, weighted | -             |
+    | generator adversarial, on x_p     | -                    | yes           | -             |
+    | generator adversarial, on x~      | - unless configured  | yes           | -             |
+    | discriminator loss and penalties  | -                    | -             | yes           |
+
+    "weighted" is `reconstruction_gamma`. The reconstruction's and the adversarial gradients meet at the decoder's
+    output, where they are weighed against each other, and go through the decoder once from there.
+    """
+
+    def __init__(self, config: ObjectiveConfig):
+        self.config = config
+        self.adversarial = LOSSES[config.adversarial_loss]
+
+    def kl_weight(self, step: int) -> float:
+        c = self.config
+        return c.kl_weight * elbo.kl_schedule(step, c.kl_schedule, c.kl_warmup_steps)
+
+    def adversarial_weight(self, step: int) -> float:
+        c = self.config
+        return c.adversarial_weight * ramp(step, c.adversarial_start, c.adversarial_ramp)
+
+    # ------------------------------------------------------------------ the discriminator's turn
+
+    def discriminator(
+        self, discriminator: DiscriminatorFn, x: Tensor, raw: Tensor, noise: Noise, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the discriminator, and its terms (means over the micro-batch).
+
+        x: (B, C, H, W) real images; raw: the decoder's output of the training pass, which gets no gradient. Real and
+        fake images share one forward. With both kinds of fakes each counts half, so that real and fake weigh the
+        same (Larsen et al. sum them).
+        """
+        c, n = self.config, len(x)
+        fakes = raw.detach().tanh()
+        fakes = {"prior": fakes[-n:], "reconstruction": fakes[:n], "both": fakes}[c.fakes]
+        images = torch.cat([x, fakes])
+        penalise = step % c.penalty_interval == 0 and c.r1_weight + c.r2_weight + c.gradient_penalty_weight > 0
+        if c.gradient_penalty_weight > 0 and penalise:
+            images = torch.cat([images, torch.lerp(x, fakes[-n:], noise.mix)])
+        images.requires_grad_(penalise)
+        logits, _ = discriminator(self._augment(images, noise.augment[0]))
+        real, fake = logits[:n], logits[n : n + len(fakes)]
+        losses = [self.adversarial.discriminator(real, part).mean() for part in fake.split(n)]
+        loss = sum(losses) / len(losses)
+        acc_real, acc_fake = accuracy(c.adversarial_loss, real.detach(), fake.detach())
+        terms = {"discriminator": loss, "accuracy_real": acc_real, "accuracy_fake": acc_fake}
+        if c.equilibrium_gate:
+            terms["loss_real"], terms["loss_fake"] = _cross_entropies(real.detach(), fake.detach())
+        if penalise:
+            penalty, penalty_terms = self._penalties(logits, images, n, len(fakes))
+            loss = loss + penalty
+            terms |= penalty_terms
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def _penalties(self, logits: Tensor, images: Tensor, n_real: int, n_fake: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the penalties, scaled up for the steps between, and each one's plain value."""
+        c = self.config
+        real, fake, mixed = penalties.input_gradients(logits, images).split(
+            [n_real, n_fake, len(images) - n_real - n_fake]
+        )
+        terms, total = {}, 0.0
+        for name, weight, penalty, rows in (
+            ("r1", c.r1_weight, penalties.zero_centred, real),
+            ("r2", c.r2_weight, penalties.zero_centred, fake),
+            ("gradient_penalty", c.gradient_penalty_weight, penalties.one_centred, mixed),
+        ):
+            if weight > 0:
+                terms[name] = penalty(rows).mean()
+                total = total + weight * c.penalty_interval * terms[name]
+        return total, terms
+
+    def gate(self, terms: dict[str, Tensor]) -> tuple[bool, bool]:
+        """Whether (decoder, discriminator) are to be updated, from the terms of the whole batch (the authors' code
+        of Larsen et al. 2016): a player that is ahead by more than the margin pauses, never both."""
+        c = self.config
+        if not c.equilibrium_gate:
+            return True, True
+        real, fake = terms["loss_real"].item(), terms["loss_fake"].item()
+        train_discriminator = min(real, fake) >= c.equilibrium - c.equilibrium_margin
+        train_decoder = max(real, fake) <= c.equilibrium + c.equilibrium_margin
+        return (train_decoder, train_discriminator) if train_decoder or train_discriminator else (True, True)
+
+    # ------------------------------------------------------------------ the autoencoder's turn
+
+    def autoencoder(
+        self,
+        discriminator: DiscriminatorFn | None,
+        x: Tensor,
+        out: TrainingPass,
+        noise: Noise,
+        step: int,
+        statistics: Statistics,
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Loss of encoder and decoder, its terms, and the batch's statistics (all means over the micro-batch).
+
+        The first is a scalar whose gradient is the one that the table describes, not the sum of the terms. The
+        discriminator must be frozen.
+        """
+        c, n = self.config, len(x)
+        terms: dict[str, Tensor] = {}
+        batch: dict[str, Tensor] = {}
+        raw = out.raw.detach().requires_grad_()  # (B or 2B, C, H, W), a leaf: gradients stop at the decoder's output
+        scale = [] if out.log_scale is None else [out.log_scale.detach().requires_grad_()]
+        reconstruction, adversarial = self._image_terms(discriminator, x, raw, scale, noise, step, statistics, terms, batch)
+        disjoint = n if c.fakes == "prior" else None
+        g_rec, g_adv, g_scale = gradients_at_output(reconstruction, adversarial, raw, scale, disjoint)
+        if g_adv is not None:
+            if c.balance:
+                batch["reconstruction_norm2"], batch["adversarial_norm2"] = g_rec.square().sum(), g_adv.square().sum()
+            g_adv = g_adv * self._adversarial_factor(step, statistics, terms)
+        loss = surrogate_loss(
+            out.raw, out.z, out.z_decoded, g_rec, g_adv, c.reconstruction_gamma,
+            adversary_touches_x=c.fakes != "prior", adversary_to_encoder=c.adversarial_to_encoder,
+        )  # fmt: skip
+        if out.logvar is not None and c.kl_weight > 0:
+            loss = loss + self._kl(out, step, statistics, terms, batch)
+        for g in g_scale:
+            loss = loss + out.log_scale * g
+            terms["pixel_scale"] = out.log_scale.exp()
+        if "pixel" in terms and "kl" in terms:
+            terms["elbo"] = -terms["pixel"] - terms["kl"]
+            discrete = c.pixel_likelihood == "bernoulli"
+            terms["bits_per_dim"] = elbo.bits_per_dim(-terms["elbo"], x[0].numel(), discrete)
+        return loss, {name: term.detach() for name, term in terms.items()}, batch
+
+    def _kl(self, out: TrainingPass, step: int, statistics: Statistics, terms: dict, batch: dict) -> Tensor:
+        kl = elbo.kl_divergence(out.mu, out.logvar)  # (B, L)
+        terms["kl"] = kl.sum(1).mean()
+        weight = self.kl_weight(step)
+        terms["kl_weight"] = terms["kl"].new_tensor(weight)
+        if self.config.free_bits > 0:
+            batch["kl_per_dim"] = kl.detach().mean(0)
+            kl = elbo.apply_free_bits(kl, statistics.get("kl_per_dim"), self.config.free_bits)
+        return weight * kl.sum(1).mean()
+
+    def _image_terms(
+        self, discriminator, x, raw, scale, noise, step, statistics, terms, batch
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The weighted reconstruction terms and the plain adversarial term as functions of `raw`; None where the
+        weights are zero."""
+        c, n = self.config, len(x)
+        reconstruction = adversarial = None
+        if c.pixel_weight > 0:
+            terms["pixel"] = self._pixel_nll(x, raw[:n], scale, statistics, batch).mean()
+            reconstruction = c.pixel_weight * terms["pixel"]
+        hears_adversary = self.adversarial_weight(step) > 0
+        rows = _rows_for_discriminator(c, hears_adversary, len(raw), n)
+        if rows is None:
+            return reconstruction, adversarial
+        images = raw[rows].tanh()
+        logits, features = discriminator(self._augment(images, noise.augment[1]))
+        real_logits = real_features = None
+        if c.feature_weight > 0 or (hears_adversary and c.adversarial_loss == "relativistic"):
+            with torch.no_grad():
+                real_logits, real_features = discriminator(self._augment(x, noise.augment[1]))
+        if c.feature_weight > 0:
+            terms["feature"] = self._feature_nll(real_features, features[:n], statistics, batch).mean()
+            weighted = c.feature_weight * terms["feature"]
+            reconstruction = weighted if reconstruction is None else reconstruction + weighted
+        if hears_adversary:
+            fakes = logits[-n:] if c.fakes == "prior" else logits[:n] if c.fakes == "reconstruction" else logits
+            losses = [self.adversarial.generator(real_logits, part).mean() for part in fakes.split(n)]
+            adversarial = terms["adversarial"] = sum(losses) / len(losses)
+        return reconstruction, adversarial
+
+    def _pixel_nll(self, x: Tensor, raw: Tensor, log_scale: list[Tensor], statistics: Statistics, batch: dict) -> Tensor:
+        kind, scale = self.config.pixel_likelihood, self.config.pixel_scale
+        if kind == "bernoulli":
+            return elbo.bernoulli_nll(x, raw)
+        image = raw.tanh()
+        if kind == "laplace":
+            return elbo.laplace_nll(x, image, scale)
+        if kind == "gaussian_learned":
+            return elbo.gaussian_nll(x, image, (2 * log_scale[0]).exp())
+        if kind == "gaussian_optimal":
+            return elbo.gaussian_nll(x, image, _followed_variance("pixel_mse", x, image, statistics, batch))
+        return elbo.gaussian_nll(x, image, scale**2)
+
+    def _feature_nll(self, real: Tensor, fake: Tensor, statistics: Statistics, batch: dict) -> Tensor:
+        """Larsen et al. 2016, equations 7 and 8: a Gaussian around Dis_l(x~), of unit or of optimal variance."""
+        if self.config.feature_likelihood == "gaussian_optimal":
+            return elbo.gaussian_nll(real, fake, _followed_variance("feature_mse", real, fake, statistics, batch))
+        return elbo.gaussian_nll(real, fake, 1.0)
+
+    def _adversarial_factor(self, step: int, statistics: Statistics, terms: dict) -> Tensor | float:
+        """Factor of the adversarial gradient: the weight, and with `balance` the ratio of the two gradients' norms
+        at the decoder's output over the steps before (after Esser et al. 2021, equation 7, who take the last layer).
+        In the first step, when no norm is known, it is 0."""
+        weight = self.adversarial_weight(step)
+        if self.config.balance:
+            adversarial = statistics.get("adversarial_norm2")
+            if adversarial is None:
+                weight = 0.0
+            else:
+                ratio = (statistics.get("reconstruction_norm2") / adversarial.clamp_min(1e-24)).sqrt()
+                weight = weight * ratio.clamp(max=self.config.balance_max)
+        terms["adversarial_weight"] = torch.as_tensor(weight, device=terms["adversarial"].device)
+        return weight
+
+    def _augment(self, images: Tensor, u: Tensor) -> Tensor:
+        """The same augmentation for an image, its reconstruction and the prior sample beside it."""
+        if not self.config.augment:
+            return images
+        return augment.differentiable_augment(images, u.repeat(len(images) // len(u), 1), self.config.augment)
+
+
+def _rows_for_discriminator(c: ObjectiveConfig, hears_adversary: bool, total: int, n: int) -> slice | None:
+    """Rows of the decoder's output that the autoencoder's terms look at through the discriminator."""
+    reconstruction = c.feature_weight > 0 or (hears_adversary and c.fakes != "prior")
+    prior = hears_adversary and c.fakes != "reconstruction"
+    if not (reconstruction or prior):
+        return None
+    return slice(0 if reconstruction else total - n, total if prior else n)
+
+
+def _followed_variance(name: str, x: Tensor, mean: Tensor, statistics: Statistics, batch: dict) -> Tensor:
+    """Optimal variance from the mean squared error of the steps before (in the first step, of unit size), which it
+    also takes down for the next. By the envelope theorem the gradient is that of the paper's."""
+    batch[name] = (x - mean).detach().square().mean()
+    followed = statistics.get(name)
+    return elbo.optimal_variance(torch.ones_like(batch[name]) if followed is None else followed)
+
+
+def _cross_entropies(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """-log D(x) and -log(1 - D(x~)), means in nats."""
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    return bce(real, torch.ones_like(real)), bce(fake, torch.zeros_like(fake))

@@ -1,0 +1,48 @@
+"""The players' optimizers, and their state as named tensors."""
+
+import torch
+from torch import Tensor, nn
+
+from vaegan.config import OptimizerConfig
+
+
+def build_optimizer(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019); decay on matrices and kernels, not on biases, normalisations and scales."""
+    parameters = list(module.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def add_l1_gradient(module: nn.Module, weight: float) -> None:
+    """Add the gradient of weight * sum |w| over matrices and kernels to the gradients that are there."""
+    parameters = [p for p in module.parameters() if p.ndim > 1 and p.grad is not None]
+    torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=weight)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of the optimizer as tensors named `index.field`, index counting its parameters."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, fields in state.items() for name, value in fields.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, field = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # In the parameter's memory layout, which the fused kernels take for granted.
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        state.setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

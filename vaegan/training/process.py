@@ -1,0 +1,108 @@
+"""Starting and leaving a process of a run: devices, threads, launchers, run folders."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from vaegan.config import Config, ConfigError
+from vaegan.training import checkpoint
+
+log = logging.getLogger("vaegan")
+
+
+def start(config: Config) -> Accelerator:
+    """The Accelerator of a run. ConfigError if the launcher asks for fp16."""
+    _end_with_parent()
+    use_cpu_threads(config.train.threads)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = {"auto": launched, "fp32": "no", "bf16": "bf16"}[config.train.precision]
+    if precision not in ("no", "bf16"):
+        raise ConfigError(
+            f"train.precision {precision}, asked for by accelerate launch, is refused: the players would share one loss "
+            "scale, and an overflow of one would change the other's steps (choose bf16: --mixed_precision bf16)"
+        )
+    cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu, log_with="tensorboard", project_dir=config.runs_dir)
+    _warn_of_fewer_processes(accelerator)
+    return accelerator
+
+
+def use_cpu_threads(threads: int) -> None:
+    """Use so many CPU threads; 0 for this process's share of the cores. (`accelerate launch` and torchrun set one.)"""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End a process of a run. Several CPU processes leave together and at once: gloo's threads sometimes abort in
+    the interpreter's own shutdown."""
+    if accelerator.num_processes == 1:
+        return
+    accelerator.wait_for_everyone()
+    if accelerator.device.type == "cpu":
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    accelerator.end_training()
+
+
+def choose_run_dir(config: Config, accelerator: Accelerator) -> tuple[Path, bool]:
+    """Folder of the run, the same on all processes, and whether to go on with what is in it."""
+    choice: list = [None]
+    if accelerator.is_main_process:
+        try:
+            choice = [_choose(config)]
+        except ConfigError as error:
+            choice = [error]
+    broadcast_object_list(choice)
+    if isinstance(choice[0], ConfigError):
+        raise choice[0]
+    return choice[0]
+
+
+def _choose(config: Config) -> tuple[Path, bool]:
+    if config.resume not in ("no", "auto"):
+        folder = Path(config.resume).expanduser()
+        if not checkpoint.list_steps(folder / "checkpoints"):
+            raise ConfigError(f"resume: {folder} holds no checkpoint (give a run's folder, auto or no)")
+        return folder, True
+    base = Path(config.runs_dir).expanduser() / config.name
+    folder, newest, number = base, None, 1
+    while folder.exists() and any(folder.iterdir()):
+        newest, number = folder, number + 1
+        folder = base.with_name(f"{base.name}-{number}")
+    if config.resume == "auto" and newest is not None:
+        return newest, True
+    return folder, False
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the launcher dies, which else would leave this process running alone."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _warn_of_fewer_processes(accelerator: Accelerator) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; so this does."""
+    try:
+        command = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return
+    wanted = [b for a, b in zip(command, command[1:]) if a in ("--num_processes", "--num-processes")]
+    wanted += [a.split("=", 1)[1] for a in command if a.startswith(("--num_processes=", "--num-processes="))]
+    if "launch" in " ".join(command) and wanted and wanted[-1].isdigit() and int(wanted[-1]) > accelerator.num_processes:
+        log.warning(
+            "accelerate launch was asked for %s processes and started %d: on CPU it starts one. For several use "
+            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node %s scripts/train.py",
+            wanted[-1], accelerator.num_processes, wanted[-1],
+        )  # fmt: skip

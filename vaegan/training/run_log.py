@@ -1,0 +1,153 @@
+"""What a run leaves to look at: metrics.jsonl, TensorBoard, image grids, a progress bar."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vaegan import sampling
+from vaegan.data import to_float
+from vaegan.training import diagnose
+from vaegan.training.validate import evaluating
+
+GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
+log = logging.getLogger("vaegan")
+
+
+class Meter:
+    """Means of the terms since the last reading. Sums stay on the device; reading them is the only wait for it."""
+
+    def __init__(self):
+        self._sums: dict[tuple[str, ...], tuple[Tensor, int]] = {}  # lazily applied penalties come only now and then
+        self._images = 0
+        self._since = time.perf_counter()
+
+    def add(self, terms: dict[str, Tensor], images: int) -> None:
+        names, values = tuple(terms), torch.stack(list(terms.values()))
+        before, count = self._sums.get(names, (0.0, 0))
+        self._sums[names] = (before + values, count + 1)
+        self._images += images
+
+    def non_finite(self) -> list[str]:
+        """Terms that were not finite in any step since the last reading."""
+        return sorted(
+            {n for names, (sums, _) in self._sums.items() for n, ok in zip(names, sums.isfinite().tolist()) if not ok}
+        )
+
+    def read(self) -> dict[str, float]:
+        """Means of the interval and images a second; starts the next interval."""
+        totals: dict[str, tuple[float, int]] = {}
+        for names, (sums, count) in self._sums.items():
+            for name, value in zip(names, sums.tolist()):
+                total, n = totals.get(name, (0.0, 0))
+                totals[name] = (total + value, n + count)
+        now = time.perf_counter()
+        speed = self._images / (now - self._since)
+        self._sums, self._images, self._since = {}, 0, now
+        return {name: total / n for name, (total, n) in totals.items()} | {"images_per_second": speed}
+
+
+class RunLog:
+    """Writes into the run's folder on the first process; on the others it only takes part.
+
+    After a resume the curves go on at the checkpoint's step: later lines are taken out.
+    """
+
+    def __init__(self, trainer, run_dir: Path):
+        self._trainer, self._dir, self._accelerator = trainer, run_dir, trainer.accelerator
+        self._main = self._accelerator.is_main_process
+        self._warned: dict[str, set[str]] = {}
+        self._bar = self._metrics = None
+        if not self._main:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(trainer.config.as_dict(), sort_keys=False)
+        (run_dir / "config.yaml").write_text(text)
+        _drop_later_lines(run_dir / "metrics.jsonl", trainer.step)
+        self._metrics = open(run_dir / "metrics.jsonl", "a", buffering=1)
+        self._accelerator.project_configuration.logging_dir = str(run_dir)
+        self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.step + 1}})
+        self._accelerator.log({"config": f"```yaml\n{text}```"}, step=trainer.step)
+        self._bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def progress(self, figures: dict[str, float] | None) -> None:
+        """One step is done; `figures` where a logging interval ended."""
+        if self._bar is not None:
+            self._bar.update()
+            if figures:
+                self._bar.set_postfix_str(f"{figures['images_per_second']:.0f} images/s", refresh=False)
+
+    def scalars(self, figures: dict[str, float]) -> None:
+        """A line of metrics.jsonl, and the same to TensorBoard."""
+        if self._main:
+            self._metrics.write(json.dumps({"step": self._trainer.step, **figures}) + "\n")
+            self._accelerator.log(figures, step=self._trainer.step)
+
+    def warn(self, source: str, failures: dict[str, str]) -> None:
+        """Log the failures that `source` did not report last time."""
+        before, self._warned[source] = self._warned.get(source, set()), set(failures)
+        for name, line in failures.items():
+            if self._main and name not in before:
+                self.message(f"step {self._trainer.step}: {line}", logging.WARNING)
+
+    def message(self, line: str, level: int = logging.INFO) -> None:
+        if self._main:
+            with logging_redirect_tqdm([log]) if log.handlers else contextlib.nullcontext():
+                log.log(level, line)
+
+    def grids(self) -> tuple[float, float] | None:
+        """Write the grids of fixed samples and of reconstructions; returns the mean distances (samples, images)."""
+        if not self._main:
+            return None
+        trainer = self._trainer
+        model, shown = trainer.sampling_model, {}
+        real = trainer.validation if trainer.validation is not None else trainer.images
+        x = to_float(real.batch(torch.arange(min(GRID_SAMPLES, len(real))))).to(model.device)
+        spread = None
+        with evaluating(model):
+            if model.variational:
+                samples = model.sample(GRID_SAMPLES, seed=trainer.config.seed)
+                shown["samples"] = sampling.to_uint8(samples)
+                spread = (diagnose.mean_distance(samples), diagnose.mean_distance(x)) if len(x) > 1 else None
+            if model.encoder is not None:
+                pairs = sampling.beside(x[:GRID_PAIRS], model.reconstruct(x[:GRID_PAIRS]))
+                shown["reconstructions"] = sampling.to_uint8(pairs)
+        for name, images in shown.items():
+            picture = sampling.grid(images, GRID_COLUMNS)
+            file = self._dir / name / f"{trainer.step:08d}.png"
+            sampling.save_png(picture, file)
+            sampling.save_png(picture, self._dir / f"{name}.png")  # the latest, where one looks first
+            for tracker in self._accelerator.trackers:
+                tracker.log_images({name: picture[None].numpy()}, step=trainer.step)
+        return spread
+
+    def close(self) -> None:
+        if self._main:
+            self._bar.close()
+            self._metrics.close()
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+
+def _drop_later_lines(file: Path, step: int) -> None:
+    """Keep the lines of metrics.jsonl up to a step; a last line that a kill cut in two goes as well."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    partial = file.with_name(".metrics.partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, file)

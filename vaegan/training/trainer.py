@@ -1,0 +1,316 @@
+"""The training run: the alternating step, and the loop around it.
+
+This is the only code that knows Accelerate, with `process.py` and the scripts.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vaegan.config import Config, ConfigError
+from vaegan.data import ImageSet, training_batches
+from vaegan.model import TrainingPass, build_discriminator, build_model
+from vaegan.objectives.statistics import Statistics
+from vaegan.objectives.vaegan import Noise, Objective, draw_noise
+from vaegan.training import checkpoint, diagnose, optimizers
+from vaegan.training.ema import EMA
+from vaegan.training.run_log import Meter, RunLog
+from vaegan.training.schedules import learning_rate_factor
+from vaegan.training.validate import is_better, validate, validation_metrics
+
+log = logging.getLogger("vaegan")
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss became NaN or infinite; the message names the term and the step."""
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module | None):
+    """No gradient reaches the module and no buffer of it changes, while this lasts."""
+    if module is None:
+        yield
+        return
+    module.requires_grad_(False)
+    module.eval()
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+        module.train()
+
+
+class Trainer:
+    """Trains the model of a config on a set of images.
+
+    `train_step` is the algorithm; `fit` adds logs, grids, validation and checkpoints, and may be called once.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator, images: ImageSet, validation: ImageSet | None):
+        self.config, self.accelerator, self.images, self.validation = config, accelerator, images, validation
+        self.step = 0
+        self.best: dict | None = None  # {"step", "value"} of the best validation
+        self.bad_validations = 0
+        self.steps_per_epoch = len(images) // config.train.batch_size
+        self.total_steps = config.train.steps or max(1, math.ceil(config.train.epochs * self.steps_per_epoch))
+        self.objective = Objective(config.objective)
+        self.statistics = Statistics(config.objective.balance_decay)
+        self._build(config, accelerator.device)
+
+    def _build(self, config: Config, device: torch.device) -> None:
+        torch.manual_seed(config.seed)  # for the initialisation alone: everything later is counted
+        plain_model, plain_discriminator = build_model(config), build_discriminator(config)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        for module in (plain_model, plain_discriminator):
+            if module is not None:
+                module.to(device, memory_format=layout)
+        self.ema = EMA(plain_model, config.train.ema_decay) if config.train.ema_decay > 0 else None
+        if config.train.compile:
+            # Each network by itself: the code between them hooks gradients, which a compiled graph would hide.
+            for module in (plain_model.encoder, plain_model.decoder, plain_discriminator):
+                if module is not None:
+                    module.compile(dynamic=False)
+        o, prepare = config.optimizer, self.accelerator.prepare
+        self.model = prepare(plain_model)
+        self.model_optimizer = prepare(optimizers.build_optimizer(self.model, o.lr, o.betas, o.weight_decay))
+        self.discriminator = self.discriminator_optimizer = None
+        if plain_discriminator is not None:
+            self.discriminator = prepare(plain_discriminator)
+            self.discriminator_optimizer = prepare(
+                optimizers.build_optimizer(self.discriminator, o.discriminator_lr, o.discriminator_betas, o.weight_decay)
+            )
+        # The networks without the wrapper that averages gradients over the ranks. In the autoencoder's turn the
+        # discriminator is such a fixed function: no hooks, no all-reduce.
+        self.plain_model, self.plain_discriminator = plain_model, plain_discriminator
+
+    @property
+    def sampling_model(self) -> nn.Module:
+        """The model to sample from and to export: the averaged one where there is one."""
+        return self.ema.module if self.ema else self.plain_model
+
+    # ------------------------------------------------------------------ one step
+
+    def train_step(self, micro_batches: list[Tensor]) -> dict[str, Tensor]:
+        """One step of each player on this rank's share of a batch. Returns the terms' means over the whole batch."""
+        terms: list[dict[str, Tensor]] = [{} for _ in micro_batches]
+        batch: list[dict[str, Tensor]] = [{} for _ in micro_batches]
+        noises = [self._noise(i, len(x)) for i, x in enumerate(micro_batches)]
+        # One pass of encoder and decoder serves both turns. Several micro-batches are passed again in the second
+        # turn, since keeping all their graphs would take the memory that they are there to save.
+        keep = len(micro_batches) == 1
+        out = self._training_pass(self.model, micro_batches[0], noises[0]) if keep else None
+
+        gate = True, True
+        if self.discriminator is not None:
+            for i, (x, noise) in enumerate(zip(micro_batches, noises)):
+                with self._sync(self.discriminator, i == len(micro_batches) - 1):
+                    raw = out.raw if keep else self._fakes(x, noise)
+                    loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step)
+                    self.accelerator.backward(loss / len(micro_batches))
+            gate = self.objective.gate(self._whole_batch(terms) if self.config.objective.equilibrium_gate else {})
+            self._update(self.discriminator, self.discriminator_optimizer, "discriminator", gate[1], terms)
+
+        with frozen(self.plain_discriminator):
+            for i, (x, noise) in enumerate(zip(micro_batches, noises)):
+                with self._sync(self.model, i == len(micro_batches) - 1):
+                    out = out if keep else self._training_pass(self.model, x, noise)
+                    loss, more, batch[i] = self.objective.autoencoder(
+                        self.plain_discriminator, x, out, noise, self.step, self.statistics
+                    )
+                    self.accelerator.backward(loss / len(micro_batches))
+                    terms[i] |= more
+        if not gate[0]:
+            for parameter in self.plain_model.decoder.parameters():
+                parameter.grad = None  # the optimizer passes over what has no gradient
+        if self.config.optimizer.l1_weight > 0:
+            optimizers.add_l1_gradient(self.plain_model, self.config.optimizer.l1_weight)
+        self._update(self.model, self.model_optimizer, "autoencoder", True, terms)
+        if self.ema:
+            self.ema.update(self.plain_model)
+
+        whole = self._whole_batch([t | {f"statistic/{k}": v for k, v in b.items()} for t, b in zip(terms, batch)])
+        self.statistics.update({k[10:]: whole.pop(k) for k in list(whole) if k.startswith("statistic/")})
+        self.step += 1
+        return whole
+
+    def _noise(self, micro_batch: int, size: int) -> Noise:
+        first = (self.accelerator.process_index * self.config.train.accumulate + micro_batch) * size
+        rows = torch.arange(first, first + size, device=self.accelerator.device)
+        return draw_noise(rows, self.config.model.latent_dim, self.config.seed, self.step)
+
+    def _training_pass(self, model: nn.Module, x: Tensor, noise: Noise) -> TrainingPass:
+        """Encode, reconstruct and decode prior samples in one forward of the wrapped model, whose hooks synchronise."""
+        o = self.config.objective
+        return model(x if o.uses_reconstruction else None, noise.eps, noise.z_prior if o.uses_prior else None)
+
+    @torch.no_grad()
+    def _fakes(self, x: Tensor, noise: Noise) -> Tensor:
+        with self.accelerator.autocast():
+            return self._training_pass(self.plain_model, x, noise).raw
+
+    def _sync(self, module: nn.Module, last: bool):
+        """Gradients are averaged over the ranks in the last micro-batch only."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+
+    def _update(self, module: nn.Module, optimizer, name: str, wanted: bool, terms: list[dict]) -> None:
+        """Clip, step and clear one player; its gradient norm goes to the terms where it is computed."""
+        o = self.config.optimizer
+        logged = (self.step + 1) % self.config.train.log_every == 0
+        if o.grad_clip > 0 or logged:
+            norm = nn.utils.clip_grad_norm_(module.parameters(), o.grad_clip or math.inf)
+            for t in terms:
+                t[f"grad_norm/{name}"] = norm
+        if wanted:
+            factor = learning_rate_factor(self.step, self.total_steps, o.schedule, o.warmup_steps)
+            optimizers.set_learning_rate(optimizer, factor * (o.lr if name == "autoencoder" else o.discriminator_lr))
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _whole_batch(self, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Means over micro-batches and ranks, in one message."""
+        names = list(terms[0])
+        sizes = [terms[0][name].numel() for name in names]
+        flat = torch.stack([torch.cat([t[name].detach().float().reshape(-1) for name in names]) for t in terms]).mean(0)
+        flat = self.accelerator.reduce(flat, "mean")
+        return {name: v.reshape(terms[0][name].shape) for name, v in zip(names, flat.split(sizes))}
+
+    # ------------------------------------------------------------------ the run
+
+    def fit(self, run_dir: Path) -> None:
+        """Train to the end of the budget, writing into `run_dir`.
+
+        Raises NonFiniteLoss if a loss is not finite; ConfigError for what the data or the monitor make impossible.
+        """
+        c = self.config.train
+        self._check_monitor()
+        batches = self._batches()  # checks the batch size, before anything is written
+        run_log = RunLog(self, run_dir)
+        meter = Meter()
+        try:
+            for micro_batches in batches:
+                terms = self.train_step(micro_batches)
+                meter.add(terms, len(micro_batches) * len(micro_batches[0]) * self.accelerator.num_processes)
+                done, last = self.step, self.step == self.total_steps
+                save = last or done % c.save_every == 0
+                # Reading a figure waits for a GPU, so there it is done when figures are read anyway.
+                if done % c.log_every == 0 or save or self.accelerator.device.type == "cpu":
+                    self._require_finite(terms, meter)
+                figures = meter.read() if done % c.log_every == 0 else None
+                run_log.progress(figures)
+                if figures:
+                    run_log.scalars(figures)
+                    run_log.warn("training", diagnose.training(figures, done, self.config))
+                if done % c.val_every == 0 or last:
+                    save |= self._validate(run_log)
+                if done % c.sample_every == 0 or last:
+                    run_log.warn("samples", diagnose.samples(run_log.grids()))
+                stop = c.patience > 0 and self.bad_validations >= c.patience
+                if save or stop:
+                    self.save(run_dir)
+                if stop:
+                    run_log.message(f"stopped early: {c.monitor} did not improve in {c.patience} validations")
+                    break
+            self._export_best(run_dir)
+        finally:
+            run_log.close()
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        c = self.config
+        return training_batches(
+            self.images, c.data, start_step=self.step, stop_step=self.total_steps, batch_size=c.train.batch_size,
+            accumulate=c.train.accumulate, rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes, seed=c.seed, device=self.accelerator.device,
+        )  # fmt: skip
+
+    def _check_monitor(self) -> None:
+        c, known = self.config.train, validation_metrics(self.config) if self.validation is not None else []
+        if c.patience > 0 and c.monitor not in known:
+            choice = f"choose {', '.join(known)}" if known else "there are no validation figures; set train.patience to 0"
+            raise ConfigError(f"train.monitor {c.monitor} is not measured in this run ({choice})")
+
+    def _require_finite(self, terms: dict[str, Tensor], meter: Meter) -> None:
+        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()] or meter.non_finite()
+        if bad:
+            raise NonFiniteLoss(
+                f"{', '.join(bad)} not finite at step {self.step}; the last checkpoint is kept. Lower optimizer.lr and "
+                "optimizer.discriminator_lr, or set optimizer.grad_clip, and go on with --resume auto"
+            )
+
+    def _validate(self, run_log: RunLog) -> bool:
+        """Log the validation figures; whether they are the best so far."""
+        if self.validation is None or not validation_metrics(self.config):
+            return False
+        figures = validate(self.sampling_model, self.validation, self.config, self.accelerator)
+        run_log.scalars(figures)
+        run_log.warn("validation", diagnose.validation(figures, self.config))
+        monitor = self.config.train.monitor
+        if monitor not in figures:
+            return False
+        better = self.best is None or is_better(monitor, figures[monitor], self.best["value"])
+        if better:
+            self.best = {"step": self.step, "value": figures[monitor]}
+        self.bad_validations = 0 if better else self.bad_validations + 1
+        return better
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self, run_dir: Path) -> None:
+        """Write a checkpoint and export the model; all ranks call it, the first one writes."""
+        if self.accelerator.is_main_process:
+            tensors = {"model": self.plain_model.state_dict(), "statistics": self.statistics.values}
+            tensors["model_optimizer"] = optimizers.optimizer_tensors(self.model_optimizer)
+            if self.ema:
+                tensors["ema"] = self.ema.module.state_dict()
+            if self.discriminator is not None:
+                tensors["discriminator"] = self.plain_discriminator.state_dict()
+                tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(self.discriminator_optimizer)
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "bad_validations": self.bad_validations,
+                "statistics_counts": self.statistics.counts,
+                "ema_updates": self.ema.updates if self.ema else 0,
+                "data": self.images.fingerprint,
+                "config": self.config.as_dict(),
+            }
+            checkpoint.save(run_dir / "checkpoints", self.step, tensors, state)
+            checkpoint.prune(run_dir / "checkpoints", self.config.train.keep_last, (self.best or {}).get("step"))
+            checkpoint.export(self.sampling_model, run_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _export_best(self, run_dir: Path) -> None:
+        """Where validation may stop the run, the exported model is the one that it found best."""
+        if self.config.train.patience == 0 or self.best is None or self.best["step"] == self.step:
+            return
+        if self.accelerator.is_main_process:
+            tensors, _ = checkpoint.load(checkpoint.checkpoint_path(run_dir / "checkpoints", self.best["step"]))
+            best = build_model(self.config)
+            best.load_state_dict(tensors["ema" if self.ema else "model"])
+            checkpoint.export(best, run_dir)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, run_dir: Path) -> bool:
+        """Go back to the newest sound checkpoint of a run; False if it has none. ConfigError if it does not fit."""
+        loaded = checkpoint.load_latest(run_dir / "checkpoints")
+        if loaded is None:
+            return False
+        tensors, state = loaded
+        checkpoint.require_same_run(state, self.config, self.images.fingerprint, run_dir)
+        self.plain_model.load_state_dict(tensors["model"])
+        optimizers.load_optimizer_tensors(self.model_optimizer, tensors["model_optimizer"])
+        if self.ema:
+            self.ema.module.load_state_dict(tensors["ema"])
+            self.ema.updates = state["ema_updates"]
+        if self.discriminator is not None:
+            self.plain_discriminator.load_state_dict(tensors["discriminator"])
+            optimizers.load_optimizer_tensors(self.discriminator_optimizer, tensors["discriminator_optimizer"])
+        self.statistics.values = {k: v.to(self.accelerator.device) for k, v in tensors["statistics"].items()}
+        self.statistics.counts = state["statistics_counts"]
+        self.step, self.best, self.bad_validations = state["step"], state["best"], state["bad_validations"]
+        return True
