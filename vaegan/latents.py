@@ -1,19 +1,34 @@
-"""Arithmetic on latent vectors."""
+"""Latent vectors: draws from the prior, and the way from one to another."""
 
 import torch
 from torch import Tensor
 
+from vaegan import counter
+
+
+def prior(n: int, latent_dim: int, seed: int = 0, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """The standard normal latents (n, latent_dim) of the images that `VAEGAN.sample(n, seed, start)` decodes."""
+    rows = torch.arange(start, start + n, device=device)
+    return counter.normal(rows, latent_dim, counter.key(seed, "sample"))
+
 
 def interpolate(a: Tensor, b: Tensor, steps: int) -> Tensor:
-    """Spherical interpolation from a to b, both (latent_dim,), ends included: (steps, latent_dim).
+    """Spherical interpolation from a to b, both (..., latent_dim), ends included: (..., steps, latent_dim).
 
     Along the great arc, the length changing evenly (Shoemake 1985; White 2016): the straight line would pass through
-    the middle of a Gaussian, where in many dimensions none of its mass lies. Parallel vectors take the line.
+    the middle of a Gaussian, where in many dimensions none of its mass lies. Parallel and opposite vectors, between
+    which there is no arc or no single one, take the line. One step gives a.
     """
-    t = torch.linspace(0, 1, steps, device=a.device)[:, None]
-    length_a, length_b = a.norm(), b.norm()
-    angle = torch.arccos((a @ b / (length_a * length_b).clamp_min(1e-12)).clamp(-1, 1))
-    if angle.sin() < 1e-4:
-        return torch.lerp(a[None], b[None], t)
-    direction = (((1 - t) * angle).sin() * (a / length_a) + (t * angle).sin() * (b / length_b)) / angle.sin()
-    return direction * torch.lerp(length_a, length_b, t)
+    a, b = a[..., None, :], b[..., None, :]  # (..., 1, latent_dim)
+    t = torch.linspace(0, 1, steps, device=a.device, dtype=a.dtype)[:, None]  # (steps, 1)
+    length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+    tiny = torch.finfo(a.dtype).tiny
+    unit_a, unit_b = a / length_a.clamp_min(tiny), b / length_b.clamp_min(tiny)
+    # Kahan 2006, "How futile are mindless assessments of roundoff", section 12: the arc cosine of nearly parallel
+    # float32 vectors is wrong from the fourth digit on.
+    angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=-1, keepdim=True), (unit_a + unit_b).norm(dim=-1, keepdim=True))
+    sine = angle.sin()
+    on_line = sine.abs() < 1e-4
+    arc = (((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b) / sine.where(~on_line, 1)
+    between = torch.where(on_line, torch.lerp(a, b, t), arc * torch.lerp(length_a, length_b, t))
+    return torch.where(t == 0, a, torch.where(t == 1, b, between))  # the ends to the bit

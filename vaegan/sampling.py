@@ -1,11 +1,51 @@
-"""Image grids, and images to and from files. Images are (B, C, H, W) in [-1, 1]."""
+"""Images out of a model, grids of them, and files. Images are (B, C, H, W), in [-1, 1] or uint8 where it says so."""
 
+import contextlib
+import io
+import itertools
 import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+from vaegan.config import ConfigError
+from vaegan.data import decode_file, to_float
+from vaegan.data.files import open_folder, open_zip
+from vaegan.model import VAEGAN
+
+_PARTS = ".partial"
+
+
+def batch_starts(n: int, batch_size: int, rank: int = 0, processes: int = 1) -> range:
+    """First indices of the batches of n images that are one process's share."""
+    return range(rank * batch_size, n, processes * batch_size)
+
+
+def prior_batches(
+    model: VAEGAN, starts: Iterable[int], n: int, seed: int, batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each of `starts` with the uint8 samples from there on, n in all. The last batch is decoded whole and cut: a
+    convolution's last bit may depend on the batch's size, and image i would depend on n."""
+    for start in starts:
+        yield start, to_uint8(model.sample(batch_size, seed, start)[: n - start])
+
+
+@torch.no_grad()
+def decode(model: VAEGAN, z: Tensor, batch_size: int) -> Tensor:
+    """Latents (N, latent_dim) to uint8 images."""
+    return torch.cat([to_uint8(model.decode(part)) for part in z.split(batch_size)])
+
+
+@torch.no_grad()
+def encode(model: VAEGAN, images: Tensor, batch_size: int) -> Tensor:
+    """uint8 images to their posterior means (N, latent_dim), on the model's device."""
+    return torch.cat([model.encode(to_float(part.to(model.device)))[0] for part in images.split(batch_size)])
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -38,9 +78,122 @@ def as_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
+def png(image: Tensor, compress_level: int = 6) -> bytes:
+    """A uint8 image (C, H, W) as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    as_pil(image).save(buffer, "png", compress_level=compress_level)
+    return buffer.getvalue()
+
+
 def save_png(image: Tensor, path: Path) -> None:
     """Write a uint8 image (C, H, W) as PNG; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    as_pil(image).save(partial, format="png")
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(png(image))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_images(paths: list[Path], image_shape: tuple[int, int, int], fit: str, limit: int) -> tuple[Tensor, int]:
+    """The first `limit` images of files, folders and zip archives as uint8 (B, *image_shape), and how many there are
+    in all. Raises ConfigError naming the file that cannot be read."""
+    channels, size, _ = image_shape
+    images, total = [], 0
+    for path in paths:
+        left = limit - len(images)
+        if path.is_dir() or path.suffix.lower() == ".zip":
+            found = open_folder("images", path) if path.is_dir() else open_zip("images", path)
+            images += found.images(range(len(found))[:left], size, channels, fit)
+            total += len(found)
+        else:
+            if left:
+                images.append(decode_file(path, size, channels, fit))
+            total += 1
+    return torch.stack(images), total
+
+
+def require_new(target: Path) -> None:
+    """Raises ConfigError unless `write_images` may write there: a new or empty folder, or a new .zip."""
+    if target.is_dir() and not _is_zip(target):
+        if any(entry.name != _PARTS for entry in target.iterdir()):
+            raise ConfigError(f"{target} is not empty: give a new or empty folder, or a new FILE.zip")
+    elif target.exists():
+        raise ConfigError(f"{target} exists: remove it or give another name")
+    elif not (_is_zip(target) or target.suffix[1:].isdigit() or not target.suffix):  # results-v1.5 is a folder
+        raise ConfigError(f"{target} must be a folder or end in .zip, got {target.suffix}")
+
+
+def write_images(
+    batches: Iterable[tuple[int, Tensor]], target: Path, rank: int = 0, wait: Callable[[], None] = lambda: None
+) -> None:
+    """Write (first index, uint8 images) as 00000000.png, … into a folder, or uncompressed into a zip archive as StyleGAN and EDM read it.
+
+    Every process calls this with its own batches, and `wait` as their barrier. The images appear under the final name
+    together, once all are written. Raises ConfigError if the disk does not take them.
+    """
+    target = target.resolve()  # "." has no name
+    parts = target / _PARTS if target.is_dir() else target.with_name(f".{target.name}{_PARTS}")
+    try:
+        if rank == 0:
+            shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed
+            parts.mkdir(parents=True)
+        wait()
+        if _is_zip(target):
+            with zipfile.ZipFile(parts / f"{rank}.zip", "w") as archive:
+                _encode(batches, lambda name, data: archive.writestr(_entry(name), data))
+        else:
+            _encode(batches, lambda name, data: (parts / name).write_bytes(data))
+        wait()
+        if rank == 0:
+            _publish(parts, target)
+        wait()
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _encode(batches: Iterable[tuple[int, Tensor]], write: Callable[[str, bytes], object]) -> None:
+    """Hand over each image as PNG. Threads encode a batch while the model computes the next."""
+    pending: list[tuple[str, Future]] = []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for start, images in itertools.chain(batches, [(0, ())]):
+            for name, data in pending:
+                write(name, data.result())
+            # Level 1 is twice as fast as 6, and the files are a tenth larger.
+            pending = [(f"{start + i:08d}.png", pool.submit(png, image, 1)) for i, image in enumerate(images)]
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)  # dated 1980: the same images make the same archive
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+def _is_zip(target: Path) -> bool:
+    return target.suffix.lower() == ".zip"
+
+
+def _publish(parts: Path, target: Path) -> None:
+    if _is_zip(target):
+        os.replace(_merged(sorted(parts.iterdir())), target)
+    elif target.is_dir():  # may be the working directory or a mount, which cannot be replaced
+        for file in sorted(parts.iterdir()):
+            os.replace(file, target / file.name)
+    else:
+        os.replace(parts, target)
+
+
+def _merged(archives: list[Path]) -> Path:
+    """The parts of a zip archive as one, in the order of their entries."""
+    if len(archives) == 1:
+        return archives[0]
+    merged = archives[0].with_name("all.zip")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(zipfile.ZipFile(file)) for file in archives]
+        whole = stack.enter_context(zipfile.ZipFile(merged, "w"))
+        for name, archive in sorted(((n, a) for a in opened for n in a.namelist()), key=lambda pair: pair[0]):
+            whole.writestr(_entry(name), archive.read(name))
+    return merged

@@ -32,7 +32,7 @@ def decode_file(path: str | Path, image_size: int, channels: int, fit: str) -> T
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    return to_channels(decode_bytes(data, str(path), image_size, fit), channels)
+    return to_channels(decode_bytes(data, str(path), image_size, fit), channels).contiguous()
 
 
 def decode_bytes(data: bytes, where: str, image_size: int, fit: str) -> Tensor:
@@ -98,7 +98,7 @@ def _decode(data: bytes) -> Tensor:
     with Image.open(io.BytesIO(data)) as image:
         ImageOps.exif_transpose(image, in_place=True)
         array = _eight_bits(image)
-    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+    return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
@@ -117,5 +117,5 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    grey = image.mode in ("1", "L")
-    return np.array(image.convert("L" if grey else "RGB"))
+    mode = "L" if image.mode in ("1", "L") else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
