@@ -80,8 +80,11 @@ def open_model(options: argparse.Namespace, device):
     """The model, on that device. Raises ConfigError if there is none, or if it cannot do what is asked for."""
     from vaegan.model import VAEGAN
 
+    folder = Path(options.run)
+    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 1 and folder.parent.is_dir()):
+        raise ConfigError(f"{folder} is no folder: give a run folder, an exported folder or a Hub id (user/model)")
     try:
-        model = VAEGAN.from_pretrained(options.run, map_location=device)
+        model = VAEGAN.from_pretrained(options.run).to(device)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
@@ -153,8 +156,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if options.device not in ("auto", accelerator.device.type):
         raise ConfigError(f"--device {options.device} is not to be had here (choose auto or cpu)")
-    with accelerator.main_process_first():  # the first one downloads
-        model = open_model(options, accelerator.device)
+    model = open_model(options, accelerator.device)  # processes that download wait for each other's lock
     first, rank, processes = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     if options.images:
         starts = sampling.batch_starts(options.images, options.batch_size, rank, processes)

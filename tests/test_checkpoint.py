@@ -9,7 +9,7 @@ import torch
 from conftest import FULL_OBJECTIVE, replace
 
 from vaegan.config import ConfigError
-from vaegan.training import checkpoint
+from vaegan.training import checkpoint, run_state
 
 
 def state_of(t) -> dict[str, torch.Tensor]:
@@ -49,18 +49,16 @@ def test_resume_at_any_step_is_bit_identical(tiny_config, make_trainer, tmp_path
     )  # fmt: skip
     config = replace(config, optimizer={"schedule": "cosine", "warmup_steps": 3, "l1_weight": 1e-4, "grad_clip": 5.0})
     whole = make_trainer(config)
-    snapshots = {}
     for stop in range(1, 13):
         advance(whole, stop)
         if stop in (1, 4, 7, 10):
-            whole.save(tmp_path / str(stop))
+            run_state.save(whole, tmp_path / str(stop))
     final = state_of(whole)
     for stop in (1, 4, 7, 10):
         resumed = make_trainer(config)
-        assert resumed.restore(tmp_path / str(stop)) and resumed.step == stop
+        assert run_state.restore(resumed, tmp_path / str(stop)) and resumed.step == stop
         advance(resumed, 12)
         assert_same_bits(state_of(resumed), final)
-    assert not snapshots
 
 
 def test_same_seed_same_weights_and_another_seed_others(tiny_config, make_trainer):
@@ -159,15 +157,15 @@ def test_nothing_is_pickled(folder):
 def test_a_checkpoint_of_another_run_is_refused(tiny_config, make_trainer, tmp_path, changes, field):
     t = make_trainer(tiny_config())
     advance(t, 2)
-    t.save(tmp_path / "run")
+    run_state.save(t, tmp_path / "run")
     with pytest.raises(ConfigError) as error:
-        make_trainer(replace(tiny_config(), **changes)).restore(tmp_path / "run")
+        run_state.restore(make_trainer(replace(tiny_config(), **changes)), tmp_path / "run")
     assert field in str(error.value) and len(str(error.value).splitlines()) == 1
 
 
 def test_changed_data_are_refused(tiny_config, make_trainer, tmp_path, image_folder):
     t = make_trainer(tiny_config())
-    t.save(tmp_path / "run")
+    run_state.save(t, tmp_path / "run")
     copy = tmp_path / "copy"
     shutil.copytree(image_folder, copy)
     (copy / "000.png").unlink()
@@ -175,16 +173,16 @@ def test_changed_data_are_refused(tiny_config, make_trainer, tmp_path, image_fol
     other = make_trainer(tiny_config(data={"source": str(copy)}))
     config = tiny_config()
     with pytest.raises(ConfigError, match="has changed"):
-        checkpoint.require_same_run(state, config, other.images.fingerprint, tmp_path / "run")
-    checkpoint.require_same_run(state, config, t.images.fingerprint, tmp_path / "run")
+        run_state._require_same_run(state, config, other.images.fingerprint, tmp_path / "run")
+    run_state._require_same_run(state, config, t.images.fingerprint, tmp_path / "run")
 
 
 def test_options_that_change_nothing_may_differ(tiny_config, make_trainer, tmp_path):
     t = make_trainer(tiny_config())
     advance(t, 2)
-    t.save(tmp_path / "run")
+    run_state.save(t, tmp_path / "run")
     longer = replace(tiny_config(), train={"steps": 20, "log_every": 1}, data={"storage": "stream", "workers": 0})
-    assert make_trainer(longer).restore(tmp_path / "run")
+    assert run_state.restore(make_trainer(longer), tmp_path / "run")
 
 
 def test_full_objective_is_full():

@@ -26,7 +26,9 @@ PAPERS = {
 
 def logits(n=50):
     torch.manual_seed(0)
-    return (torch.randn(n, dtype=torch.float64) * 3).requires_grad_(), (torch.randn(n, dtype=torch.float64) * 3).requires_grad_()
+    return (torch.randn(n, dtype=torch.float64) * 3).requires_grad_(), (
+        torch.randn(n, dtype=torch.float64) * 3
+    ).requires_grad_()
 
 
 def test_every_kind_is_tested_and_has_a_threshold():
@@ -76,7 +78,10 @@ def test_relativistic_losses_are_each_others_mirror_and_know_differences_only():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_huge_logits_stay_finite(kind):
-    real, fake = torch.tensor([-1e4, 1e4, -1e4], requires_grad=True), torch.tensor([1e4, -1e4, -1e4], requires_grad=True)
+    real, fake = (
+        torch.tensor([-1e4, 1e4, -1e4], requires_grad=True),
+        torch.tensor([1e4, -1e4, -1e4], requires_grad=True),
+    )
     for loss in LOSSES[kind]:
         value = loss(real, fake).sum()
         assert value.isfinite()

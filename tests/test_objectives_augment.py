@@ -67,7 +67,7 @@ def test_contrast_scales_the_distance_from_the_images_mean():
     torch.testing.assert_close(out - mean, (x - mean) * torch.tensor([0.5, 0.75, 1.5])[:, None, None, None])
 
 
-@pytest.mark.parametrize("size", [4, 8, 16, 28, 64])
+@pytest.mark.parametrize("size", [4, 8, 16, 28])
 def test_translation_shifts_by_every_offset_and_moves_zeros_in(size):
     reach = max(1, round(size / 8))
     offsets = 2 * reach + 1

@@ -76,7 +76,8 @@ def test_a_flat_discriminator_is_no_trouble(penalty):
 
 
 @pytest.mark.parametrize("settings", [{"network": "light"}, {"network": "conv"}, {"network": "mlp"},
-                                      {"network": "light", "norm": "group"}, {"network": "light", "spectral_norm": True}])  # fmt: skip
+                                      {"network": "light", "norm": "group"},
+                                      {"network": "light", "spectral_norm": True}])  # fmt: skip
 def test_one_batch_gives_the_gradients_of_each_image_alone(settings):
     discriminator = Discriminator(8, 1, width=4, hidden=(8, 6), **settings).double().eval()
     x = double(4, 1, 8, 8)

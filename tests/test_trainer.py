@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -137,6 +138,16 @@ def test_bf16_trains_in_bf16_and_keeps_float32_weights(tiny_config, make_trainer
     plain = make_trainer(tiny_config())
     reference = run_steps(plain, 4)
     assert terms[0]["pixel"].item() == pytest.approx(reference[0]["pixel"].item(), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_equal_eager_ones(tiny_config, make_trainer):
+    plain, compiled = make_trainer(tiny_config()), make_trainer(tiny_config(train={"compile": True}))
+    for a, b in zip(run_steps(plain, 6), run_steps(compiled, 6)):
+        for name in a:
+            if not name.startswith("accuracy"):
+                torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-3, msg=lambda m: f"{name}: {m}")
 
 
 def test_optimizer_options_take_effect(tiny_config, make_trainer):

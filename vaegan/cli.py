@@ -29,7 +29,7 @@ def parse_config(arguments: list[str], default_config: Path) -> Config:
     if any(problems):
         raise ConfigError("\n".join(dict.fromkeys(line for line in problems if line)))
     try:
-        values = parser.parse_args(arguments).as_dict()
+        values = parser.parse_args([*arguments, *_budget(given)]).as_dict()
     except argparse.ArgumentError as error:
         raise ConfigError(" ".join(str(error).split())) from None
     return config_from_dict({name: values[name] for name in {field.split(".")[0] for field in fields}})
@@ -111,6 +111,15 @@ def _given_fields(arguments: list[str]) -> list[tuple[str, object, str]]:
         else:
             given.append((name, value, "on the command line"))
     return given
+
+
+def _budget(given: list[tuple[str, object, str]]) -> list[str]:
+    """A flag that clears the recipe's budget where the command line gives the other: steps for epochs, or epochs."""
+    budgets = [(name, where) for name, value, where in given
+               if name in ("train.steps", "train.epochs") and value not in (None, "null")]  # fmt: skip
+    if not budgets or sum(where == budgets[-1][1] for _, where in budgets) > 1:
+        return []  # two in one place contradict each other, which the config will say
+    return ["--train.epochs=null" if budgets[-1][0] == "train.steps" else "--train.steps=null"]
 
 
 def _problem(parser, fields: dict[str, object], name: str, value: object, where: str) -> str | None:

@@ -46,8 +46,8 @@ class DataConfig:
     channels: Literal[1, 3] = 1
     """1 for grey, 3 for colour; every image is converted."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
-    """How other sizes and shapes become squares: `crop` scales the short side and cuts the centre, `pad` puts the
-    whole image (never enlarged) on black, `stretch` ignores the aspect ratio."""
+    """How other sizes and shapes become squares: `crop` scales the short side and cuts the centre, `stretch`
+    ignores the aspect ratio, `pad` puts the whole image on black and, unlike the others, never enlarges it."""
     val_source: str | None = None
     """Validation images, if they are a folder or archive of their own. Default: the named set's test split, else
     `val_fraction` of the training images."""
@@ -72,6 +72,7 @@ class DataConfig:
     def __post_init__(self):
         p = _Problems()
         p.at_least("data", self, image_size=4, val_fraction=0, memory_limit=0, workers=0, crop_padding=0, rotation=0)
+        p.require(bool(self.source), "data.source is empty: give a named set, a folder or a zip archive")
         p.require(self.val_fraction < 1, f"data.val_fraction must be below 1, got {self.val_fraction}")
         p.require(self.rotation <= 180, f"data.rotation must be at most 180 degrees, got {self.rotation}")
         p.require(
@@ -275,7 +276,7 @@ class TrainConfig:
     """The run: its length, precision, logs and checkpoints."""
 
     steps: int | None = None
-    """Length in optimizer steps of each player. Give this or `epochs`."""
+    """Length in optimizer steps of each player. Give this or `epochs`; on the command line the last one counts."""
     epochs: float | None = None
     """Length in passes over the training images. Give this or `steps`."""
     batch_size: int = 128
@@ -319,10 +320,6 @@ class TrainConfig:
             "train", self, batch_size=1, accumulate=1, ema_decay=0, threads=0, log_every=1, sample_every=1,
             val_every=1, val_images=0, save_every=1, keep_last=1, patience=0,
         )  # fmt: skip
-        p.require(
-            (self.steps is None) != (self.epochs is None),
-            f"train.steps and train.epochs: give exactly one, got {self.steps} and {self.epochs}",
-        )
         for name in ("steps", "epochs"):
             value = getattr(self, name)
             p.require(value is None or value > 0, f"train.{name} must be above 0, got {value}")
@@ -359,7 +356,7 @@ class Config:
     """Losses."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizers."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1000))
+    train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
 
     def __post_init__(self):
@@ -377,6 +374,10 @@ class Config:
         p.require(
             model.variational or objective.kl_weight == 0,
             f"objective.kl_weight must be 0 for model.variational false, got {objective.kl_weight}",
+        )
+        p.require(
+            (self.train.steps is None) != (self.train.epochs is None),
+            f"train.steps and train.epochs: give exactly one, got {self.train.steps} and {self.train.epochs}",
         )
         if objective.uses_discriminator:
             blocks = self.discriminator_blocks

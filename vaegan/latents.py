@@ -24,8 +24,8 @@ def interpolate(a: Tensor, b: Tensor, steps: int) -> Tensor:
     length_a, length_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
     tiny = torch.finfo(a.dtype).tiny
     unit_a, unit_b = a / length_a.clamp_min(tiny), b / length_b.clamp_min(tiny)
-    # Kahan 2006, "How futile are mindless assessments of roundoff", section 12: the arc cosine of nearly parallel
-    # float32 vectors is wrong from the fourth digit on.
+    # Kahan 2006, "How futile are mindless assessments of roundoff", section 12: between nearly opposite float32
+    # vectors the arc cosine is off by a tenth, and the arc's length with it.
     angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=-1, keepdim=True), (unit_a + unit_b).norm(dim=-1, keepdim=True))
     sine = angle.sin()
     on_line = sine.abs() < 1e-4

@@ -64,6 +64,11 @@ class Objective:
         c = self.config
         return c.adversarial_weight * ramp(step, c.adversarial_start, c.adversarial_ramp)
 
+    def penalises(self, step: int) -> bool:
+        """Whether a gradient penalty is due, for which gradients are differentiated once more."""
+        c = self.config
+        return step % c.penalty_interval == 0 and c.r1_weight + c.r2_weight + c.gradient_penalty_weight > 0
+
     # ------------------------------------------------------------------ the discriminator's turn
 
     def discriminator(
@@ -79,7 +84,7 @@ class Objective:
         fakes = raw.detach().tanh()
         fakes = {"prior": fakes[-n:], "reconstruction": fakes[:n], "both": fakes}[c.fakes]
         images = torch.cat([x, fakes])
-        penalise = step % c.penalty_interval == 0 and c.r1_weight + c.r2_weight + c.gradient_penalty_weight > 0
+        penalise = self.penalises(step)
         if c.gradient_penalty_weight > 0 and penalise:
             images = torch.cat([images, torch.lerp(x, fakes[-n:], noise.mix)])
         images.requires_grad_(penalise)

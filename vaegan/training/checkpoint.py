@@ -14,12 +14,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vaegan.config import Config, ConfigError
-from vaegan.model import VAEGAN
+from vaegan.config import ConfigError
 
 MANIFEST, STATE = "manifest.json", "state.json"
-# Fields that may differ when a run goes on: they change neither the networks, nor the losses, nor the data order.
-FREE_FIELDS = ("root", "storage", "memory_limit", "workers")
 log = logging.getLogger("vaegan")
 
 
@@ -92,37 +89,6 @@ def prune(folder: Path, keep_last: int, also_keep: int | None) -> None:
     for step in list_steps(folder)[:-keep_last]:
         if step != also_keep:
             shutil.rmtree(checkpoint_path(folder, step))
-
-
-def require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path) -> None:
-    """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
-    old, new = state["config"], config.as_dict()
-    pairs = [("seed", old["seed"], new["seed"]), ("train.batch_size", old["train"]["batch_size"], config.train.batch_size)]
-    for section in ("model", "data", "objective"):
-        for name, value in new[section].items():
-            if name not in FREE_FIELDS:
-                pairs.append((f"{section}.{name}", old[section].get(name), value))
-    problems = [
-        f"{name} is {value} but {run_dir} was trained with {before}: set it so, or choose another name for a new run"
-        for name, before, value in pairs
-        if before != value
-    ]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    if state["data"] != fingerprint:
-        raise ConfigError(
-            f"data.source {config.data.source} has changed since {run_dir} was trained: restore the images, or choose "
-            "another name for a new run"
-        )
-
-
-def export(model: VAEGAN, run_dir: Path) -> None:
-    """Write the model for use (`VAEGAN.from_pretrained`) into the run's folder, file by file whole."""
-    partial = run_dir / ".partial-export"
-    model.save_pretrained(partial)
-    for file in sorted(partial.iterdir()):
-        os.replace(file, run_dir / file.name)
-    partial.rmdir()
 
 
 def _sha256(file: Path) -> str:

@@ -18,7 +18,7 @@ from vaegan.data import ImageSet, training_batches
 from vaegan.model import TrainingPass, build_discriminator, build_model
 from vaegan.objectives.statistics import Statistics
 from vaegan.objectives.vaegan import Noise, Objective, draw_noise
-from vaegan.training import checkpoint, diagnose, optimizers
+from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
@@ -72,6 +72,8 @@ class Trainer:
                 module.to(device, memory_format=layout)
         self.ema = EMA(plain_model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         if config.train.compile:
+            # Where an adversary on reconstructions has graphs passed twice, their buffers must outlast the first pass.
+            torch._functorch.config.donated_buffer = False
             # Each network by itself: the code between them hooks gradients, which a compiled graph would hide.
             for module in (plain_model.encoder, plain_model.decoder, plain_discriminator):
                 if module is not None:
@@ -109,7 +111,7 @@ class Trainer:
         gate = True, True
         if self.discriminator is not None:
             for i, (x, noise) in enumerate(zip(micro_batches, noises)):
-                with self._sync(self.discriminator, i == len(micro_batches) - 1):
+                with self._sync(self.discriminator, i == len(micro_batches) - 1), self._twice_differentiable():
                     raw = out.raw if keep else self._fakes(x, noise)
                     loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step)
                     self.accelerator.backward(loss / len(micro_batches))
@@ -157,6 +159,11 @@ class Trainer:
     def _sync(self, module: nn.Module, last: bool):
         """Gradients are averaged over the ranks in the last micro-batch only."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(module)
+
+    def _twice_differentiable(self):
+        """Compiled graphs have no second derivative: steps with a gradient penalty run uncompiled."""
+        compiled = self.config.train.compile and self.objective.penalises(self.step)
+        return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
     def _update(self, module: nn.Module, optimizer, name: str, wanted: bool, terms: list[dict]) -> None:
         """Clip, step and clear one player; its gradient norm goes to the terms where it is computed."""
@@ -212,11 +219,11 @@ class Trainer:
                     run_log.warn("samples", diagnose.samples(run_log.grids()))
                 stop = c.patience > 0 and self.bad_validations >= c.patience
                 if save or stop:
-                    self.save(run_dir)
+                    run_state.save(self, run_dir)
                 if stop:
                     run_log.message(f"stopped early: {c.monitor} did not improve in {c.patience} validations")
                     break
-            self._export_best(run_dir)
+            run_state.export_best(self, run_dir)
         finally:
             run_log.close()
 
@@ -257,60 +264,3 @@ class Trainer:
             self.best = {"step": self.step, "value": figures[monitor]}
         self.bad_validations = 0 if better else self.bad_validations + 1
         return better
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def save(self, run_dir: Path) -> None:
-        """Write a checkpoint and export the model; all ranks call it, the first one writes."""
-        if self.accelerator.is_main_process:
-            tensors = {"model": self.plain_model.state_dict(), "statistics": self.statistics.values}
-            tensors["model_optimizer"] = optimizers.optimizer_tensors(self.model_optimizer)
-            if self.ema:
-                tensors["ema"] = self.ema.module.state_dict()
-            if self.discriminator is not None:
-                tensors["discriminator"] = self.plain_discriminator.state_dict()
-                tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(self.discriminator_optimizer)
-            state = {
-                "step": self.step,
-                "best": self.best,
-                "bad_validations": self.bad_validations,
-                "statistics_counts": self.statistics.counts,
-                "ema_updates": self.ema.updates if self.ema else 0,
-                "data": self.images.fingerprint,
-                "config": self.config.as_dict(),
-            }
-            checkpoint.save(run_dir / "checkpoints", self.step, tensors, state)
-            checkpoint.prune(run_dir / "checkpoints", self.config.train.keep_last, (self.best or {}).get("step"))
-            checkpoint.export(self.sampling_model, run_dir)
-        self.accelerator.wait_for_everyone()
-
-    def _export_best(self, run_dir: Path) -> None:
-        """Where validation may stop the run, the exported model is the one that it found best."""
-        if self.config.train.patience == 0 or self.best is None or self.best["step"] == self.step:
-            return
-        if self.accelerator.is_main_process:
-            tensors, _ = checkpoint.load(checkpoint.checkpoint_path(run_dir / "checkpoints", self.best["step"]))
-            best = build_model(self.config)
-            best.load_state_dict(tensors["ema" if self.ema else "model"])
-            checkpoint.export(best, run_dir)
-        self.accelerator.wait_for_everyone()
-
-    def restore(self, run_dir: Path) -> bool:
-        """Go back to the newest sound checkpoint of a run; False if it has none. ConfigError if it does not fit."""
-        loaded = checkpoint.load_latest(run_dir / "checkpoints")
-        if loaded is None:
-            return False
-        tensors, state = loaded
-        checkpoint.require_same_run(state, self.config, self.images.fingerprint, run_dir)
-        self.plain_model.load_state_dict(tensors["model"])
-        optimizers.load_optimizer_tensors(self.model_optimizer, tensors["model_optimizer"])
-        if self.ema:
-            self.ema.module.load_state_dict(tensors["ema"])
-            self.ema.updates = state["ema_updates"]
-        if self.discriminator is not None:
-            self.plain_discriminator.load_state_dict(tensors["discriminator"])
-            optimizers.load_optimizer_tensors(self.discriminator_optimizer, tensors["discriminator_optimizer"])
-        self.statistics.values = {k: v.to(self.accelerator.device) for k, v in tensors["statistics"].items()}
-        self.statistics.counts = state["statistics_counts"]
-        self.step, self.best, self.bad_validations = state["step"], state["best"], state["bad_validations"]
-        return True

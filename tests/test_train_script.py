@@ -1,0 +1,186 @@
+"""scripts/train.py as users run it: bad input, kills, resumes, launchers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, SHARED_DATA
+from PIL import Image
+from safetensors.torch import load_file
+
+SCRIPT = str(REPOSITORY / "scripts" / "train.py")
+TINY = ["--data.image_size", "8", "--model.width", "4", "--model.discriminator_width", "4", "--train.batch_size", "16",
+        "--train.sample_every", "1000", "--train.val_every", "1000", "--name", "run"]  # fmt: skip
+
+
+def train(*arguments: str, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, list[str]]:
+    """The script's main function in this process: exit status and the lines of its errors."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        module.cli.run(module.main)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    return stop.value.code, errors
+
+
+@pytest.fixture
+def bad_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("text", "truncated"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("L", (8, 8), i).save(tmp_path / name / f"{i:02d}.png")
+    (tmp_path / "text" / "05.png").write_text("this is no picture")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "truncated" / "photo.jpg")
+    data = (tmp_path / "truncated" / "photo.jpg").read_bytes()
+    (tmp_path / "truncated" / "photo.jpg").write_bytes(data[: len(data) // 2])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--data.source", "{}/nowhere"], "data.source"),
+        (["--data.source", "mnits"], "mnist"),
+        (["--data.source", "{}/empty"], "empty"),
+        (["--data.source", "{}/text"], "05.png"),
+        (["--data.source", "{}/truncated"], "photo.jpg"),
+        (["--data.source", "{}/text", "--data.storage", "stream", "--data.workers", "0"], "05.png"),
+        (["--data.image_size", "48"], "data.image_size"),
+        (["--train.batch_size", "70000"], "train.batch_size"),
+        (["--train.precision", "fp16"], "fp16"),
+        (["--train.stepz", "3"], "train.steps"),
+        (["--resume", "{}/empty"], "resume"),
+        (["--config", "{}/none.yaml"], "none.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(bad_folders, monkeypatch, capsys, arguments, expected):
+    runs = bad_folders / "runs"
+    filled = [a.format(bad_folders) for a in arguments]
+    extra = [a for a in TINY if "--data.image_size" not in filled or a not in ("--data.image_size", "8")]
+    if "--data.source" in filled or "--resume" in filled or "--train.batch_size" in filled:
+        filled = extra + filled
+    status, errors = call(monkeypatch, capsys, "--runs_dir", str(runs), "--train.steps", "3", *filled)
+    assert status == 2 and len(errors) == 1, errors
+    assert expected in errors[0]
+    left = list(runs.rglob("*.safetensors")) + list(runs.rglob("*.png"))
+    assert not left
+
+
+def test_checkpoint_of_another_architecture_is_refused(image_folder, tmp_path, monkeypatch, capsys):
+    source = ["--data.source", str(image_folder), "--runs_dir", str(tmp_path), *TINY, "--train.steps", "2"]
+    assert train(*source).returncode == 0
+    status, errors = call(monkeypatch, capsys, *source, "--resume", "auto", "--model.latent_dim", "3")
+    assert status == 2 and len(errors) == 1 and "model.latent_dim" in errors[0]
+
+
+def test_a_second_run_does_not_overwrite_the_first(image_folder, tmp_path):
+    source = ["--data.source", str(image_folder), "--runs_dir", str(tmp_path), *TINY, "--train.steps", "1"]
+    for _ in range(2):
+        assert train(*source).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
+
+
+def test_killed_and_resumed_run_is_bit_identical(image_folder, tmp_path):
+    """SIGKILL at random moments, saves included, until the run is done."""
+    steps, rng = 120, random.Random(0)
+    common = ["--data.source", str(image_folder), *TINY, "--train.steps", str(steps), "--train.save_every", "1",
+              "--train.log_every", "1", "--data.horizontal_flip", "true", "--objective.fakes", "both"]  # fmt: skip
+    whole = train(*common, "--runs_dir", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    kills, checkpoints = 0, tmp_path / "killed" / "run" / "checkpoints"
+    while kills < 4:
+        before = len(list(checkpoints.glob("step_*"))) and max(checkpoints.glob("step_*")).name
+        process = subprocess.Popen(
+            [sys.executable, SCRIPT, *common, "--runs_dir", str(tmp_path / "killed"), "--resume", "auto"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            names = [path.name for path in checkpoints.glob("step_*")]
+            if names and max(names) != before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.4)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    done = train(*common, "--runs_dir", str(tmp_path / "killed"), "--resume", "auto")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert kills >= 2
+    a, b = (tmp_path / name / "run" / "checkpoints" / f"step_{steps:08d}" for name in ("whole", "killed"))
+    for file in sorted(a.glob("*.safetensors")):
+        one, two = load_file(file), load_file(b / file.name)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one), file.name
+    steps_logged = [line.split(",")[0] for line in (tmp_path / "killed" / "run" / "metrics.jsonl").read_text().splitlines()
+                    if "images_per_second" in line]  # fmt: skip
+    assert steps_logged == [f'{{"step": {i}' for i in range(1, steps + 1)]  # no gap, no line twice
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL") or sys.platform != "linux", reason="prctl is Linux's")
+def test_trainer_ends_with_its_launcher(image_folder, tmp_path):
+    """A SIGTERM to accelerate launch would else leave the trainer running alone."""
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", SCRIPT, "--data.source", str(image_folder), *TINY,
+         "--runs_dir", str(tmp_path), "--train.steps", "1000000", "--train.save_every", "5"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    import psutil
+
+    checkpoints, deadline = tmp_path / "run" / "checkpoints", time.monotonic() + 90
+    while not list(checkpoints.glob("step_*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    assert children, "the trainer did not start"
+    launcher.terminate()
+    launcher.wait(timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=15)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
+def test_accelerates_fp16_is_refused_with_a_reason(image_folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    status, errors = call(monkeypatch, capsys, "--data.source", str(image_folder), *TINY, "--runs_dir", str(tmp_path))
+    assert status == 2 and len(errors) == 1 and "loss" in errors[0] and "bf16" in errors[0]
+
+
+def test_print_config_is_a_config(tmp_path):
+    done = train("--print_config", "--optimizer.lr", "2e-4")
+    file = tmp_path / "config.yaml"
+    file.write_text(done.stdout)
+    assert done.returncode == 0 and yaml.safe_load(done.stdout)["optimizer"]["lr"] == 2e-4
+    again = train("--config", str(file), "--print_config")
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "cifar10-jpeg-train.zip").exists(), reason="needs CIFAR-10 as a zip archive")
+def test_real_cifar10_trains_from_its_zip(tmp_path):
+    done = train("--config", str(REPOSITORY / "configs" / "cifar10.yaml"), "--data.source",
+                 str(SHARED_DATA / "cifar10-jpeg-train.zip"), "--runs_dir", str(tmp_path), "--train.steps", "200", "--train.batch_size", "16", "--model.width", "8", "--model.discriminator_width",
+                 "8")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "cifar10"
+    assert (run / "checkpoints" / "step_00000200").is_dir() and (run / "samples.png").is_file()
+    assert Path(run / "model.safetensors").is_file() and os.path.getsize(run / "metrics.jsonl") > 0

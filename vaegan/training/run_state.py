@@ -1,0 +1,105 @@
+"""What a run needs to go on, taken from a trainer and given back to it; and the exported model."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vaegan.config import Config, ConfigError
+from vaegan.model import VAEGAN, build_model
+from vaegan.training import checkpoint, optimizers
+
+if TYPE_CHECKING:
+    from vaegan.training.trainer import Trainer
+
+# Fields that may differ when a run goes on: they change neither the networks, nor the losses, nor the data order.
+FREE_FIELDS = ("root", "storage", "memory_limit", "workers")
+
+
+def save(trainer: "Trainer", run_dir: Path) -> None:
+    """Write a checkpoint and export the model; all ranks call it, the first one writes."""
+    if trainer.accelerator.is_main_process:
+        tensors = {"model": trainer.plain_model.state_dict(), "statistics": trainer.statistics.values}
+        tensors["model_optimizer"] = optimizers.optimizer_tensors(trainer.model_optimizer)
+        if trainer.ema:
+            tensors["ema"] = trainer.ema.module.state_dict()
+        if trainer.discriminator is not None:
+            tensors["discriminator"] = trainer.plain_discriminator.state_dict()
+            tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(trainer.discriminator_optimizer)
+        state = {
+            "step": trainer.step,
+            "best": trainer.best,
+            "bad_validations": trainer.bad_validations,
+            "statistics_counts": trainer.statistics.counts,
+            "ema_updates": trainer.ema.updates if trainer.ema else 0,
+            "data": trainer.images.fingerprint,
+            "config": trainer.config.as_dict(),
+        }
+        checkpoint.save(run_dir / "checkpoints", trainer.step, tensors, state)
+        checkpoint.prune(run_dir / "checkpoints", trainer.config.train.keep_last, (trainer.best or {}).get("step"))
+        _export(trainer.sampling_model, run_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def restore(trainer: "Trainer", run_dir: Path) -> bool:
+    """Go back to the newest sound checkpoint of a run; False if it has none. ConfigError if it does not fit."""
+    loaded = checkpoint.load_latest(run_dir / "checkpoints")
+    if loaded is None:
+        return False
+    tensors, state = loaded
+    _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir)
+    trainer.plain_model.load_state_dict(tensors["model"])
+    optimizers.load_optimizer_tensors(trainer.model_optimizer, tensors["model_optimizer"])
+    if trainer.ema:
+        trainer.ema.module.load_state_dict(tensors["ema"])
+        trainer.ema.updates = state["ema_updates"]
+    if trainer.discriminator is not None:
+        trainer.plain_discriminator.load_state_dict(tensors["discriminator"])
+        optimizers.load_optimizer_tensors(trainer.discriminator_optimizer, tensors["discriminator_optimizer"])
+    trainer.statistics.values = {k: v.to(trainer.accelerator.device) for k, v in tensors["statistics"].items()}
+    trainer.statistics.counts = state["statistics_counts"]
+    trainer.step, trainer.best, trainer.bad_validations = state["step"], state["best"], state["bad_validations"]
+    return True
+
+
+def export_best(trainer: "Trainer", run_dir: Path) -> None:
+    """Where validation may stop the run, the exported model is the one that it found best."""
+    best = trainer.best
+    if trainer.config.train.patience == 0 or best is None or best["step"] == trainer.step:
+        return
+    if trainer.accelerator.is_main_process:
+        tensors, _ = checkpoint.load(checkpoint.checkpoint_path(run_dir / "checkpoints", best["step"]))
+        model = build_model(trainer.config)
+        model.load_state_dict(tensors["ema" if trainer.ema else "model"])
+        _export(model, run_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path) -> None:
+    """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
+    old, new = state["config"], config.as_dict()
+    pairs = [("seed", old["seed"], new["seed"]), ("train.batch_size", old["train"]["batch_size"], config.train.batch_size)]
+    for section in ("model", "data", "objective"):
+        for name, value in new[section].items():
+            if name not in FREE_FIELDS:
+                pairs.append((f"{section}.{name}", old[section].get(name), value))
+    problems = [
+        f"{name} is {value} but {run_dir} was trained with {before}: set it so, or choose another name for a new run"
+        for name, before, value in pairs
+        if before != value
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if state["data"] != fingerprint:
+        raise ConfigError(
+            f"data.source {config.data.source} has changed since {run_dir} was trained: restore the images, or choose "
+            "another name for a new run"
+        )
+
+
+def _export(model: VAEGAN, run_dir: Path) -> None:
+    """Write the model for use (`VAEGAN.from_pretrained`) into the run's folder, file by file whole."""
+    partial = run_dir / ".partial-export"
+    model.save_pretrained(partial)
+    for file in sorted(partial.iterdir()):
+        os.replace(file, run_dir / file.name)
+    partial.rmdir()
