@@ -264,7 +264,8 @@ def test_built_models_hold_what_their_terms_need(tmp_path):
     assert autoencoder.encoder.logvar is None
     autoencoder.save_pretrained(tmp_path)
     assert not VAEGAN.from_pretrained(tmp_path).variational
-    chosen = build_discriminator(tiny({"feature_layer": 0, "spectral_norm": True}, feature_weight=1.0))
+    settings = ModelConfig(feature_layer=0, spectral_norm=True, discriminator_width=4)
+    chosen = build_discriminator(whole(DataConfig(image_size=32), settings, {"feature_weight": 1.0}))
     assert chosen.feature_layer == 0 and hasattr(chosen.logit, "parametrizations")
 
 
