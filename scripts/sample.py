@@ -41,10 +41,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", help="a run folder, an exported folder or a Hub id (user/model)")
     task = parser.add_argument_group("what to draw; without any, a grid of samples").add_mutually_exclusive_group()
-    task.add_argument("--images", type=count, metavar="N", help="N samples, each a file; several processes share them")
-    task.add_argument("--reconstruct", nargs="+", type=Path, metavar="PATH", help="image files, folders or zip archives")
-    task.add_argument("--interpolate", nargs="*", metavar="END", help="between samples, or between two END: image files "
-                      "or numbers of samples")  # fmt: skip
+    task.add_argument("--images", type=count, metavar="N", help="N samples, a file each; several processes share them")
+    task.add_argument("--reconstruct", nargs="+", type=Path, metavar="PATH", help="image files, folders, zip archives")
+    task.add_argument("--interpolate", nargs="*", metavar="END", help="between samples, or between two END: image "
+                      "files or numbers of samples")  # fmt: skip
     add("--out", type=Path, help="with --images a new folder or FILE.zip; else a .png, overwritten if there is one "
         "(default: samples.png, reconstructions.png or interpolation.png)")  # fmt: skip
     add("--rows", type=count, help="rows of the picture (default 8; with --interpolate 1)")
@@ -52,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--fit", choices=("crop", "pad", "stretch"), help="how given images become square (default: as in training)")
     add("--seed", type=int, default=0, help="default 0")
     add("--batch-size", type=count, default=64, metavar="N", help="images computed at a time (default 64)")
+    add("--threads", type=count, default=0, metavar="N", help="CPU threads (default: its share of the cores)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto: a GPU if there is one")
     return checked(parser.parse_args(arguments))
 
@@ -83,17 +84,12 @@ def open_model(options: argparse.Namespace, device):
     folder = Path(options.run)
     if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 1 and folder.parent.is_dir()):
         raise ConfigError(f"{folder} is no folder: give a run folder, an exported folder or a Hub id (user/model)")
-    try:
-        model = VAEGAN.from_pretrained(options.run).to(device)
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ConfigError(f"{options.run} is no folder here, and no model that the Hub gives ({reason})") from error
+    model = VAEGAN.from_pretrained(options.run).to(device)
     ends = [is_number(end) for end in options.interpolate or []]
     if model.encoder is None and (options.reconstruct or not all(ends)):
-        raise ConfigError(f"{options.run} has no encoder, being trained as a GAN: it draws samples, and between samples")
-    if not model.variational and not options.reconstruct and (any(ends) or not ends):
+        raise ConfigError(f"{options.run} has no encoder, having been trained as a GAN: it only draws samples")
+    deterministic = model.encoder is not None and not model.variational
+    if deterministic and not options.reconstruct and (any(ends) or not ends):
         raise ConfigError(
             f"{options.run} is a deterministic autoencoder, without a prior to sample from: use --reconstruct IMAGE or "
             "--interpolate A.png B.png"
@@ -108,7 +104,7 @@ def is_number(end: str) -> bool:
 def trained_fit(run: str) -> str:
     """How the images of a run were made square; an exported folder does not know."""
     file = Path(run) / "config.yaml"
-    return cli.load_yaml(file)["data"]["fit"] if file.is_file() else "crop"
+    return cli.load_yaml(file).get("data", {}).get("fit", "crop") if file.is_file() else "crop"
 
 
 def picture(model, options: argparse.Namespace):
@@ -117,10 +113,13 @@ def picture(model, options: argparse.Namespace):
 
     from vaegan import latents, sampling
 
-    batch, shape, columns = options.batch_size, model.image_shape, options.columns
-    fit = options.fit or trained_fit(options.run)
+    batch, columns = options.batch_size, options.columns
+
+    def read(paths: list[Path], limit: int):
+        return sampling.read_images(paths, model.image_shape, options.fit or trained_fit(options.run), limit)
+
     if options.reconstruct:
-        images, total = sampling.read_images(options.reconstruct, shape, fit, options.rows * columns // 2)
+        images, total = read(options.reconstruct, options.rows * columns // 2)
         if total > len(images):
             log.warning("shown are %d of %d images: --rows %d shows all", len(images), total, -(-2 * total // columns))
         decoded = sampling.decode(model, sampling.encode(model, images, batch), batch)
@@ -133,7 +132,7 @@ def picture(model, options: argparse.Namespace):
     def latent(end: str):
         if is_number(end):
             return latents.prior(1, model.latent_dim, options.seed, int(end), model.device)
-        return sampling.encode(model, sampling.read_images([Path(end)], shape, fit, 1)[0], 1)
+        return sampling.encode(model, read([Path(end)], 1)[0], 1)
 
     samples = latents.prior(2 * options.rows, model.latent_dim, options.seed, 0, model.device)
     a, b = map(latent, options.interpolate) if options.interpolate else (samples[0::2], samples[1::2])
@@ -151,7 +150,7 @@ def main() -> None:
 
     if options.images:
         sampling.require_new(options.out)
-    process.use_cpu_threads(0)
+    process.use_cpu_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # its rounding is coarse enough to show when another batch size is chosen
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if options.device not in ("auto", accelerator.device.type):

@@ -105,7 +105,7 @@ def test_not_a_number_is_no_number(name, field, value):
         (lambda: ObjectiveConfig(r2_weight=1), ["r2_weight", "adversarial_weight"]),
         (lambda: ObjectiveConfig(gradient_penalty_weight=1), ["gradient_penalty_weight", "adversarial_weight"]),
         (lambda: whole(data=DataConfig(image_size=48)), ["data.image_size", "got 48", "choose 32 or 64", "mlp"]),
-        (lambda: whole(data=DataConfig(image_size=4)), ["data.image_size", "got 4", "choose 8 or 16"]),
+        (lambda: whole(data=DataConfig(image_size=4)), ["data.image_size", "got 4", "choose 8;"]),
         (lambda: whole(data=DataConfig(image_size=28)), ["data.image_size", "got 28", "choose 16 or 32"]),
         (lambda: whole(model=ModelConfig(variational=False)),
          ["objective.kl_weight must be 0", "model.variational", "1.0"]),

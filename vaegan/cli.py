@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -21,33 +22,31 @@ def parse_config(arguments: list[str], default_config: Path) -> Config:
 
     Raises ConfigError with all unknown and all wrong fields, a line each. `--help` and `--print_config` exit.
     """
-    if not any(a == "--config" or a.startswith("--config=") for a in arguments):
-        arguments = ["--config", str(default_config), *arguments]
+    arguments = _files_first(arguments, default_config)
     parser, fields = config_parser(), _fields(Config)
     given = _given_fields(arguments)
-    problems = [_problem(parser, fields, *field) for field in given]
-    if any(problems):
-        raise ConfigError("\n".join(dict.fromkeys(line for line in problems if line)))
+    other = ""
     try:
-        values = parser.parse_args([*arguments, *_budget(given)]).as_dict()
+        if all(name in fields for name, _, _ in given):
+            values = parser.parse_args([*arguments, *_budget(given)]).as_dict()
+            return config_from_dict({field.name: values[field.name] for field in dataclasses.fields(Config)})
     except argparse.ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split())) from None
-    return config_from_dict({name: values[name] for name in {field.split(".")[0] for field in fields}})
+        other = " ".join(str(error).split())
+    # Something is wrong: look at each field by itself, so that all that is wrong is said at once.
+    lines = [_unknown(fields, *field) or _wrong(parser, fields, *field) for field in given]
+    raise ConfigError("\n".join(dict.fromkeys(line for line in lines if line)) or other)
 
 
 def config_from_dict(values: dict) -> Config:
     """Build a Config from nested plain values; ConfigError with the problems of all sections, a line each."""
-    sections, problems = {}, []
+    sections, problems = dict(values), []
     for field in dataclasses.fields(Config):
         if field.name in values and dataclasses.is_dataclass(field.type):
+            section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[field.name].items()}
             try:
-                known = {f.name: f for f in dataclasses.fields(field.type)}
-                section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[field.name].items() if k in known}
                 sections[field.name] = field.type(**section)
             except ConfigError as error:
                 problems.append(str(error))
-        elif field.name in values:
-            sections[field.name] = values[field.name]
     if problems:
         raise ConfigError("\n".join(problems))
     return Config(**sections)
@@ -56,8 +55,9 @@ def config_from_dict(values: dict) -> Config:
 def config_parser() -> jsonargparse.ArgumentParser:
     """A parser with a flag for each field of Config, explained by its docstring."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_loader("strict", lambda text: yaml.load(text, Loader=_StrictLoader), exceptions=(yaml.YAMLError,))
     parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, description="Train a VAE-GAN. Fields come from the config file; flags override them."
+        parser_mode="strict", exit_on_error=False, description="Train a VAE-GAN. Fields come from the config file; flags override them."
     )
     parser.add_argument("--config", action="config", help="YAML file of fields; configs/mnist.yaml if none is given.")
     parser.add_class_arguments(Config)
@@ -78,7 +78,12 @@ def load_yaml(file: Path) -> dict:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
+    """YAML as users mean it: 1e-4 is a number, yes, no, on and off are words, and no key stands twice."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         seen: dict = {}
@@ -89,6 +94,27 @@ class _StrictLoader(yaml.SafeLoader):
                     raise ConfigError(f"{key_node.value} stands twice, in lines {first} and {second}: remove one")
                 seen[key_node.value] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _files_first(arguments: list[str], default: Path) -> list[str]:
+    """The same command line, its --config files (the default, where there is none) before all flags, which override."""
+    files, flags, words = [], [], iter(arguments)
+    for word in words:
+        if word == "--config":
+            files += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word.startswith("--config="):
+            files += ["--config", word.split("=", 1)[1]]
+        else:
+            flags.append(word)
+    return [*(files or ["--config", str(default)]), *flags]
 
 
 def _given_fields(arguments: list[str]) -> list[tuple[str, object, str]]:
@@ -117,19 +143,27 @@ def _budget(given: list[tuple[str, object, str]]) -> list[str]:
     """A flag that clears the recipe's budget where the command line gives the other: steps for epochs, or epochs."""
     budgets = [(name, where) for name, value, where in given
                if name in ("train.steps", "train.epochs") and value not in (None, "null")]  # fmt: skip
-    if not budgets or sum(where == budgets[-1][1] for _, where in budgets) > 1:
-        return []  # two in one place contradict each other, which the config will say
-    return ["--train.epochs=null" if budgets[-1][0] == "train.steps" else "--train.steps=null"]
+    last_place = {name for name, where in budgets if where == budgets[-1][1]}
+    if len(last_place) != 1:
+        return []  # none; or both in one place, a contradiction that the config will name
+    return ["--train.epochs=null" if last_place == {"train.steps"} else "--train.steps=null"]
 
 
-def _problem(parser, fields: dict[str, object], name: str, value: object, where: str) -> str | None:
-    """What is wrong with one given field, in a line."""
-    if name not in fields:
-        near = difflib.get_close_matches(name, fields, 1, 0.5)
-        last = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-        hint = f"did you mean {(last or near)[0]}?" if last or near else "--help lists the fields"
-        got = "" if value is None else f", got {_shown(value)}"
-        return f"{name} {where} is not a field{got} ({hint})"
+def _unknown(fields: dict[str, object], name: str, value: object, where: str) -> str | None:
+    """That a given name is no field, and which one may have been meant, in a line."""
+    if name in fields:
+        return None
+    got = "" if value is None else f", got {_shown(value)}"
+    if where.startswith("in ") and any(field.startswith(f"{name}.") for field in fields):
+        return f"{name} {where} is a section and needs fields beneath it{got}"
+    last = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = last or difflib.get_close_matches(name, fields, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
+    return f"{name} {where} is not a field{got} ({hint})"
+
+
+def _wrong(parser, fields: dict[str, object], name: str, value: object, where: str) -> str | None:
+    """What is wrong with the value of one given field, in a line."""
     try:
         if isinstance(value, str) and where == "on the command line":
             parser.parse_args([f"--{name}={value}"])

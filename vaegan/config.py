@@ -102,7 +102,8 @@ class ModelConfig:
     hidden: tuple[int, ...] = (512, 256)
     """Layer sizes of the dense encoder, from the image to the latent; the decoder mirrors them (mlp)."""
     norm: Literal["group", "batch", "none"] = "group"
-    """Normalisation in encoder and decoder."""
+    """Normalisation in encoder and decoder. With `batch`, reconstructions and prior samples share the decoder's
+    statistics, and through them a little of each one's gradient."""
     discriminator_width: int = 32
     """Channels of the discriminator at the full resolution (light, conv)."""
     discriminator_hidden: tuple[int, ...] = (512, 256)
@@ -218,11 +219,11 @@ class ObjectiveConfig:
             self.kl_schedule == "constant" or self.kl_warmup_steps > 0,
             f"objective.kl_schedule {self.kl_schedule} needs objective.kl_warmup_steps above 0, got 0",
         )
+        reconstructs = self.pixel_weight > 0 or self.feature_weight > 0
         p.require(
             self.uses_reconstruction or self.uses_prior,
             "objective has no term: set kl_weight and pixel_weight (VAE), or adversarial_weight (GAN), above 0",
         )
-        reconstructs = self.pixel_weight > 0 or self.feature_weight > 0
         p.require(
             not self.balance or (self.adversarial_weight > 0 and reconstructs),
             "objective.balance needs adversarial_weight and pixel_weight or feature_weight above 0 (or set it to false)",
@@ -255,7 +256,7 @@ class OptimizerConfig:
     grad_clip: float = 0.0
     """Largest gradient norm of each player (0: not clipped)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of both learning rates after the warm-up, down to zero at the last step unless constant."""
+    """Course of both learning rates after the warm-up; unless constant it would reach zero one step after the last."""
     warmup_steps: int = 0
     """Steps over which both learning rates rise linearly."""
 
@@ -330,7 +331,7 @@ class TrainConfig:
             "change the other's steps (choose bf16)",
         )
         p.require(
-            self.batch_size % self.accumulate == 0,
+            self.accumulate < 1 or self.batch_size % self.accumulate == 0,
             f"train.batch_size must be a multiple of train.accumulate ({self.accumulate}), got {self.batch_size}",
         )
         p.raise_all()
@@ -363,13 +364,15 @@ class Config:
         p = _Problems()
         size, objective, model = self.data.image_size, self.objective, self.model
         if model.network != "mlp":
-            below = 4 * 2 ** max(1, (size // 4).bit_length() - 1)
+            sizes = (8, 16, 32, 64, 128, 256, 512)
+            near = [s for s in sizes if s <= size][-1:] + [s for s in sizes if s > size][:1]
             p.require(
-                size in (8, 16, 32, 64, 128, 256, 512),
+                size in sizes,
                 f"data.image_size must be a power of two times 4 from 8 to 512 for model.network {model.network}, got "
-                f"{size} (choose {min(below, 512)} or {min(2 * below, 512)}; model.network mlp takes any size)",
+                f"{size} (choose {' or '.join(map(str, near))}; model.network mlp takes any size)",
             )
-        p.require(bool(self.name) and not set(self.name) & set("/\\"), f"name must be a folder name, got {self.name!r}")
+        is_folder = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
+        p.require(is_folder, f"name must be a folder name, got {self.name!r}")
         p.require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         p.require(
             model.variational or objective.kl_weight == 0,

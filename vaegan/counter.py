@@ -30,17 +30,23 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> of int64 copies the sign
 
 
-def uniform(rows: Tensor, columns: int, key: int) -> Tensor:
-    """Uniform numbers strictly inside (0, 1).
-
-    rows: (B,) int64, any device; columns: numbers a row, below 2^20. Returns (B, columns) float32 on that device.
-    """
+def _bits(rows: Tensor, columns: int, key: int) -> Tensor:
+    """64 random bits for each of (B,) rows and `columns`, fewer than 2^20: (B, columns) int64."""
+    assert columns < 1 << 20, "a row's numbers would run into the next row's"
     x = rows[:, None] * (1 << 20) + torch.arange(columns, device=rows.device)  # (B, columns), one count each
     x = x * _signed(_GOLDEN) + key
     x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
     x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
-    x = x ^ _shift_right(x, 31)
-    return (_shift_right(x, 41).float() + 0.5) * 2.0**-23  # 23 bits and the half are exact in float32
+    return x ^ _shift_right(x, 31)
+
+
+def uniform(rows: Tensor, columns: int, key: int) -> Tensor:
+    """Uniform numbers strictly inside (0, 1).
+
+    rows: (B,) int64, any device; columns: numbers a row. Returns (B, columns) float32 on that device.
+    """
+    # 23 bits and the half are exact in float32.
+    return (_shift_right(_bits(rows, columns, key), 41).float() + 0.5) * 2.0**-23
 
 
 def normal(rows: Tensor, columns: int, key: int) -> Tensor:
@@ -48,9 +54,9 @@ def normal(rows: Tensor, columns: int, key: int) -> Tensor:
     u = uniform(rows, columns + columns % 2, key)
     radius = (-2 * u[:, 0::2].log()).sqrt()
     angle = 2 * math.pi * u[:, 1::2]
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :columns]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)[:, :columns]
 
 
 def permutation(n: int, key: int) -> Tensor:
     """A permutation of 0 … n-1 as (n,) int64 on the CPU."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(key))
+    return _bits(torch.arange(n), 1, key).flatten().argsort(stable=True)

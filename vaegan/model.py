@@ -1,6 +1,7 @@
 """The model that is trained, exported and used: an encoder and a decoder around a standard normal latent."""
 
 import contextlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -97,9 +99,9 @@ class VAEGAN(
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """n images in [-1, 1] from the prior. Image i depends on seed and start + i alone, so that any batch size
-        or number of processes gives the same images."""
-        if not self.variational:
+        """n images in [-1, 1] from the prior. Latent i depends on seed and start + i alone, so that in evaluation
+        mode any batch size or number of processes gives the same images, up to the rounding of float32."""
+        if self.encoder is not None and not self.variational:
             raise ValueError("a deterministic autoencoder has no prior to sample from")
         rows = torch.arange(start, start + n, device=self.device)
         return self.decode(counter.normal(rows, self.latent_dim, counter.key(seed, "sample")))
@@ -118,20 +120,22 @@ class VAEGAN(
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs) -> "VAEGAN":
         """Open a run folder, an exported folder or a Hub id; in evaluation mode, on the CPU unless `map_location`.
 
-        Raises ConfigError (a ValueError) in one line if files are missing, damaged or of another architecture.
+        Raises ConfigError (a ValueError) in one line if files are missing, unreadable or of another architecture.
         """
+        source = str(pretrained_model_name_or_path)
         folder = Path(pretrained_model_name_or_path).expanduser()
         if folder.is_dir():
             for name in (CONFIG_FILE, WEIGHTS_FILE):
                 if not (folder / name).is_file():
                     raise ConfigError(f"{folder} holds no {name}: give a run folder whose training exported a model")
-            try:
-                json.loads((folder / CONFIG_FILE).read_text())
-            except ValueError as error:
-                raise ConfigError(f"{folder / CONFIG_FILE} is damaged ({error}): export the model again") from None
-        elif str(pretrained_model_name_or_path).count("/") != 1:
-            raise ConfigError(f"{pretrained_model_name_or_path} is no folder: give a run folder or a Hub id (user/model)")
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            _check_config(folder / CONFIG_FILE, set(inspect.signature(cls.__init__).parameters) - {"self"})
+        elif source.count("/") != 1 or source.startswith(("/", ".", "~")) or folder.parent.is_dir():
+            raise ConfigError(f"{source} is no folder: give a run folder, an exported folder or a Hub id (user/model)")
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise ConfigError(f"{source} is no folder here, and no model that the Hub gives ({reason})") from None
 
     @classmethod
     def _from_pretrained(
@@ -147,10 +151,22 @@ class VAEGAN(
         try:
             model = cls(**model_kwargs)
             model.load_state_dict(load_file(file, device=str(map_location)))
-        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"{file} does not hold the model that its {CONFIG_FILE} describes ({reason})") from None
         return model.to(map_location).eval()
+
+
+def _check_config(file: Path, known: set[str]) -> None:
+    """ConfigError unless an exported config.json holds arguments of VAEGAN and nothing else."""
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is damaged ({error}): export the model again") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} is damaged (it holds no fields): export the model again")
+    if unknown := sorted(set(values) - known):
+        raise ConfigError(f"{file} has fields that this version does not know ({', '.join(unknown)}): update vaegan")
 
 
 def build_model(config: Config) -> VAEGAN:

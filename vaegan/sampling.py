@@ -128,7 +128,7 @@ def require_new(target: Path) -> None:
 def write_images(
     batches: Iterable[tuple[int, Tensor]], target: Path, rank: int = 0, wait: Callable[[], None] = lambda: None
 ) -> None:
-    """Write (first index, uint8 images) as 00000000.png, … into a folder, or uncompressed into a zip archive as StyleGAN and EDM read it.
+    """Write pairs (first index, uint8 images) as 00000000.png, … into a folder, or a .zip as StyleGAN and EDM read it.
 
     Every process calls this with its own batches, and `wait` as their barrier. The images appear under the final name
     together, once all are written. Raises ConfigError if the disk does not take them.

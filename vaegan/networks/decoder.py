@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vaegan.networks.layers import (
     BASE_SIZE,
+    NETWORKS,
     Norm,
     ResidualBlock,
     activation,
@@ -13,6 +14,7 @@ from vaegan.networks.layers import (
     initialise,
     light_up,
     norm_layer,
+    require_known,
 )
 
 
@@ -36,6 +38,7 @@ class Decoder(nn.Module):
         norm: Norm = "group",
     ):
         super().__init__()
+        require_known("network", network, NETWORKS)
         if network == "mlp":
             sizes = [latent_dim, *reversed(hidden)]
             blocks = [dense(a, b, norm) for a, b in zip(sizes, sizes[1:])]

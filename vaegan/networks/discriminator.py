@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vaegan.networks.layers import constrain_spectral_norm, downward_blocks, he_init, initialise
+from vaegan.networks.layers import constrain_spectral_norm, downward_blocks, he_init, initialise, require_known
 
 
 class Discriminator(nn.Module):
@@ -28,6 +28,7 @@ class Discriminator(nn.Module):
         feature_layer: int = -1,
     ):
         super().__init__()
+        require_known("norm of a discriminator", norm, ("group", "none"))
         self.blocks, features = downward_blocks(network, image_size, channels, width, max_width, depth, hidden, norm)
         if not -len(self.blocks) <= feature_layer < len(self.blocks):
             raise ValueError(f"feature_layer must lie in -{len(self.blocks)} … {len(self.blocks) - 1}, got {feature_layer}")

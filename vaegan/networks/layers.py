@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 Norm = Literal["group", "batch", "none"]
+NORMS, NETWORKS = ("group", "batch", "none"), ("light", "conv", "mlp")
 BASE_SIZE = 4  # pixels a side where the convolutional pyramids end
 
 
@@ -23,8 +24,15 @@ def channel_plan(width: int, max_width: int, image_size: int) -> list[int]:
     return [min(width * 2**i, max_width) for i in range(levels(image_size) + 1)]
 
 
+def require_known(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
+
+
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
     """Normalisation over `channels`; `group` has groups of at least 4 channels, at most 32 of them."""
+    require_known("norm", kind, NORMS)
     if kind == "group":
         return nn.GroupNorm(math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
@@ -85,6 +93,9 @@ class ResidualBlock(nn.Module):
     def start_as_shortcut(self) -> None:
         """Zero the last convolution, so that a deep stack starts as its shortcuts (Zhang et al. 2019, Fixup)."""
         nn.init.zeros_(self.residual[6].weight)
+        for project in self.shortcut:
+            if isinstance(project, nn.Conv2d):
+                nn.init.kaiming_normal_(project.weight, nonlinearity="linear")  # no activation follows it
 
 
 def light_down(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
@@ -105,9 +116,10 @@ def light_up(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
 
 def dense(in_features: int, out_features: int, norm: Norm) -> nn.Sequential:
     """(B, in) to (B, out)."""
-    norms = {"group": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda _: nn.Identity()}
+    require_known("norm", norm, NORMS)
+    normalise = {"group": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda _: nn.Identity()}[norm]
     return nn.Sequential(
-        nn.Linear(in_features, out_features, bias=norm == "none"), norms[norm](out_features), activation()
+        nn.Linear(in_features, out_features, bias=norm == "none"), normalise(out_features), activation()
     )
 
 
@@ -125,6 +137,7 @@ def downward_blocks(
 
     The encoder and the discriminator are both made of them. The first block of `mlp` flattens.
     """
+    require_known("network", network, NETWORKS)
     if network == "mlp":
         sizes = [channels * image_size**2, *hidden]
         blocks = [dense(a, b, norm) for a, b in zip(sizes, sizes[1:])]

@@ -49,7 +49,8 @@ class Objective:
     | discriminator loss and penalties  | -                    | -             | yes           |
 
     "weighted" is `reconstruction_gamma`. The reconstruction's and the adversarial gradients meet at the decoder's
-    output, where they are weighed against each other, and go through the decoder once from there.
+    output, where they are weighed against each other, and go through the decoder once from there. The table is exact
+    unless the decoder has batch normalisation, whose statistics tie the images of a batch together.
     """
 
     def __init__(self, config: ObjectiveConfig):

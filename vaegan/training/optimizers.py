@@ -41,8 +41,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     for name, value in tensors.items():
         index, field = name.split(".", 1)
         parameter = parameters[int(index)]
-        if value.shape == parameter.shape:
-            # In the parameter's memory layout, which the fused kernels take for granted.
-            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        # In the parameter's memory layout, which the fused kernels take for granted; and a copy in any case.
+        same = value.shape == parameter.shape
+        value = torch.empty_like(parameter, requires_grad=False).copy_(value) if same else value.clone()
         state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
