@@ -81,9 +81,6 @@ def open_model(options: argparse.Namespace, device):
     """The model, on that device. Raises ConfigError if there is none, or if it cannot do what is asked for."""
     from vaegan.model import VAEGAN
 
-    folder = Path(options.run)
-    if not folder.is_dir() and (folder.is_absolute() or len(folder.parts) > 1 and folder.parent.is_dir()):
-        raise ConfigError(f"{folder} is no folder: give a run folder, an exported folder or a Hub id (user/model)")
     model = VAEGAN.from_pretrained(options.run).to(device)
     ends = [is_number(end) for end in options.interpolate or []]
     if model.encoder is None and (options.reconstruct or not all(ends)):
@@ -150,6 +147,7 @@ def main() -> None:
 
     if options.images:
         sampling.require_new(options.out)
+    process.end_with_parent()
     process.use_cpu_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # its rounding is coarse enough to show when another batch size is chosen
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())

@@ -9,8 +9,9 @@ from vaegan.config import ObjectiveConfig
 from vaegan.model import VAEGAN
 from vaegan.networks import Discriminator
 from vaegan.objectives import elbo
+from vaegan.objectives.noise import draw_noise
 from vaegan.objectives.statistics import Statistics
-from vaegan.objectives.vaegan import Objective, draw_noise
+from vaegan.objectives.vaegan import Objective
 
 OFF = dict(kl_weight=0.0, pixel_weight=0.0, feature_weight=0.0, adversarial_weight=0.0)
 NETWORKS = ("encoder", "decoder", "discriminator")

@@ -144,7 +144,7 @@ def test_given_images_are_fitted_as_in_training(sample, run, tmp_path):
     for model, flags in [(run, []), (run, ["--fit", "pad"]), (trained, []), (trained, ["--fit", "stretch"])]:
         (trained / "config.yaml").write_text("data: {fit: pad}\n")
         sample(model, "--reconstruct", "small.png", *flags)
-        corner[model == run, *flags[1:]] = picture("reconstructions.png", 1, 2)[0, 0, 0, 0].item()
+        corner[(model == run, *flags[1:])] = picture("reconstructions.png", 1, 2)[0, 0, 0, 0].item()
     assert corner == {(True,): 255, (True, "pad"): 0, (False,): 0, (False, "stretch"): 255}
 
 

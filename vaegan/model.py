@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vaegan import counter
+from vaegan import latents
 from vaegan.config import Config, ConfigError
 from vaegan.networks import Decoder, Discriminator, Encoder
 
@@ -103,8 +103,7 @@ class VAEGAN(
         mode any batch size or number of processes gives the same images, up to the rounding of float32."""
         if self.encoder is not None and not self.variational:
             raise ValueError("a deterministic autoencoder has no prior to sample from")
-        rows = torch.arange(start, start + n, device=self.device)
-        return self.decode(counter.normal(rows, self.latent_dim, counter.key(seed, "sample")))
+        return self.decode(latents.prior(n, self.latent_dim, seed, start, self.device))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         target = Path(save_directory) / WEIGHTS_FILE
@@ -150,7 +149,7 @@ class VAEGAN(
             )  # fmt: skip
         try:
             model = cls(**model_kwargs)
-            model.load_state_dict(load_file(file, device=str(map_location)))
+            model.load_state_dict(load_file(file))
         except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"{file} does not hold the model that its {CONFIG_FILE} describes ({reason})") from None

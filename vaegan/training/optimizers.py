@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from vaegan.config import OptimizerConfig
 
 
 def build_optimizer(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:

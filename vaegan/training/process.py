@@ -20,7 +20,7 @@ log = logging.getLogger("vaegan")
 
 def start(config: Config) -> Accelerator:
     """The Accelerator of a run. ConfigError if the launcher asks for fp16."""
-    _end_with_parent()
+    end_with_parent()
     use_cpu_threads(config.train.threads)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     precision = {"auto": launched, "fp32": "no", "bf16": "bf16"}[config.train.precision]
@@ -31,7 +31,7 @@ def start(config: Config) -> Accelerator:
         )
     cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, log_with="tensorboard", project_dir=config.runs_dir)
-    _warn_of_fewer_processes(accelerator)
+    warn_of_fewer_processes(accelerator)
     return accelerator
 
 
@@ -85,14 +85,14 @@ def _choose(config: Config) -> tuple[Path, bool]:
     return folder, False
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel send SIGTERM when the launcher dies, which else would leave this process running alone."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _warn_of_fewer_processes(accelerator: Accelerator) -> None:
+def warn_of_fewer_processes(accelerator: Accelerator) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one process and says nothing; so this does."""
     try:
         command = psutil.Process().parent().cmdline()

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from vaegan.config import Config, ConfigError
 from vaegan.data import ImageSet, training_batches
 from vaegan.model import TrainingPass, build_discriminator, build_model
+from vaegan.objectives.noise import Noise, draw_noise
 from vaegan.objectives.statistics import Statistics
-from vaegan.objectives.vaegan import Noise, Objective, draw_noise
+from vaegan.objectives.vaegan import Objective
 from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
+from vaegan.training.freeze import frozen
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
 from vaegan.training.validate import is_better, validate, validation_metrics
@@ -29,21 +31,6 @@ log = logging.getLogger("vaegan")
 
 class NonFiniteLoss(FloatingPointError):
     """A loss became NaN or infinite; the message names the term and the step."""
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module | None):
-    """No gradient reaches the module and no buffer of it changes, while this lasts."""
-    if module is None:
-        yield
-        return
-    module.requires_grad_(False)
-    module.eval()
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
-        module.train()
 
 
 class Trainer:
