@@ -220,6 +220,8 @@ def test_early_stopping_exports_the_best(tiny_config, make_trainer, tmp_path, mo
         nn.utils.parameters_to_vector(VAEGAN.from_pretrained(tmp_path / "run").parameters()),
         nn.utils.parameters_to_vector(again.ema.module.parameters()), rtol=0, atol=0,
     )  # fmt: skip
+    t.fit(tmp_path / "run")  # a stopped run stays stopped
+    assert t.step == 12
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step_00000006", "step_00000007", "step_00000012"]  # the best and the last two
 
@@ -261,6 +263,23 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tiny_config, m
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names[-1] == "step_00000006"
     assert all(p.isfinite().all() for p in VAEGAN.from_pretrained(tmp_path / "run").parameters())
+
+
+def test_weights_that_overflowed_are_not_saved(tiny_config, make_trainer, tmp_path, monkeypatch):
+    t = make_trainer(tiny_config(train={"save_every": 3}))
+    step = t.train_step
+
+    def poisoned(micro_batches):
+        terms = step(micro_batches)  # finite, as the losses were before the update
+        if t.step == 6:
+            with torch.no_grad():
+                next(t.plain_discriminator.parameters()).fill_(math.inf)
+        return terms
+
+    monkeypatch.setattr(t, "train_step", poisoned)
+    with pytest.raises(NonFiniteLoss, match="discriminator.*step 6"):
+        t.fit(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
 
 
 def test_impossible_runs_are_refused_before_anything_is_written(tiny_config, make_trainer, tmp_path):

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 
-
 def build_optimizer(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019); decay on matrices and kernels, not on biases, normalisations and scales."""
     parameters = list(module.parameters())

@@ -79,6 +79,12 @@ class Trainer:
         self.plain_model, self.plain_discriminator = plain_model, plain_discriminator
 
     @property
+    def finished(self) -> bool:
+        """Whether the budget is used up, or validation has stopped the run."""
+        patience = self.config.train.patience
+        return self.step >= self.total_steps or (patience > 0 and self.bad_validations >= patience)
+
+    @property
     def sampling_model(self) -> nn.Module:
         """The model to sample from and to export: the averaged one where there is one."""
         return self.ema.module if self.ema else self.plain_model
@@ -124,7 +130,7 @@ class Trainer:
             self.ema.update(self.plain_model)
 
         whole = self._whole_batch([t | {f"statistic/{k}": v for k, v in b.items()} for t, b in zip(terms, batch)])
-        self.statistics.update({k[10:]: whole.pop(k) for k in list(whole) if k.startswith("statistic/")})
+        self.statistics.update({name: whole.pop(f"statistic/{name}") for name in batch[0]})
         self.step += 1
         return whole
 
@@ -177,11 +183,13 @@ class Trainer:
     # ------------------------------------------------------------------ the run
 
     def fit(self, run_dir: Path) -> None:
-        """Train to the end of the budget, writing into `run_dir`.
+        """Train to the end of the budget, writing into `run_dir`; nothing if the run is finished.
 
         Raises NonFiniteLoss if a loss is not finite; ConfigError for what the data or the monitor make impossible.
         """
         c = self.config.train
+        if self.finished:
+            return
         self._check_monitor()
         batches = self._batches()  # checks the batch size, before anything is written
         run_log = RunLog(self, run_dir)
@@ -204,10 +212,10 @@ class Trainer:
                     save |= self._validate(run_log)
                 if done % c.sample_every == 0 or last:
                     run_log.warn("samples", diagnose.samples(run_log.grids()))
-                stop = c.patience > 0 and self.bad_validations >= c.patience
-                if save or stop:
+                if save or self.finished:
+                    self._require_finite_weights()
                     run_state.save(self, run_dir)
-                if stop:
+                if self.finished and not last:
                     run_log.message(f"stopped early: {c.monitor} did not improve in {c.patience} validations")
                     break
             run_state.export_best(self, run_dir)
@@ -235,6 +243,12 @@ class Trainer:
                 f"{', '.join(bad)} not finite at step {self.step}; the last checkpoint is kept. Lower optimizer.lr and "
                 "optimizer.discriminator_lr, or set optimizer.grad_clip, and go on with --resume auto"
             )
+
+    def _require_finite_weights(self) -> None:
+        """A gradient may overflow where no loss did; what is saved must be sound."""
+        for name, module in (("model", self.plain_model), ("discriminator", self.plain_discriminator)):
+            if module is not None and not all(torch.stack([p.isfinite().all() for p in module.parameters()]).tolist()):
+                raise NonFiniteLoss(f"weights of the {name} not finite at step {self.step}; the last checkpoint is kept")
 
     def _validate(self, run_log: RunLog) -> bool:
         """Log the validation figures; whether they are the best so far."""
