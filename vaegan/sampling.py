@@ -85,8 +85,9 @@ def png(image: Tensor, compress_level: int = 6) -> bytes:
     return buffer.getvalue()
 
 
-def save_png(image: Tensor, path: Path) -> None:
+def save_png(image: Tensor, path: str | Path) -> None:
     """Write a uint8 image (C, H, W) as PNG; the file appears whole or not at all."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

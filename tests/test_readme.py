@@ -1,0 +1,46 @@
+"""The README agrees with the code: its Python runs, its fields and files exist, its test command is what CI runs."""
+
+import re
+
+from conftest import REPOSITORY
+
+from vaegan.cli import _fields
+from vaegan.config import Config
+from vaegan.model import VAEGAN
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_python_example_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    VAEGAN(image_size=32, latent_dim=16, width=4).save_pretrained(tmp_path / "runs" / "mnist")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)
+    assert names["images"].shape == (64, 1, 32, 32) and names["mu"].shape == (64, 16)
+    assert (tmp_path / "samples.png").is_file()
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+
+
+def test_fields_exist():
+    fields = _fields(Config)
+    sections = {name.split(".")[0] for name in fields if "." in name}
+    named = re.findall(rf"`(?:--)?((?:{'|'.join(sections)})\.[a-z_0-9]+)(?: [a-z0-9]+)?`", README)
+    named = [name for name in named if name != "model.safetensors"]
+    assert len(named) > 12 and set(named) <= set(fields), set(named) - set(fields)
+    bare = {name.split(".")[1] for name in fields if "." in name}
+    words = re.findall(r"`([a-z0-9]+_[a-z_0-9]+)(?: [a-z]+)?`", README)
+    scalars = {"accuracy_real", "accuracy_fake", "bits_per_dim"}
+    assert set(words) <= bare | scalars, set(words) - bare - scalars
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README)
+    links += re.findall(r"(?:scripts|configs)/\w+\.(?:py|yaml)", README)
+    assert links and all((REPOSITORY / link).exists() for link in links), links
+
+
+def test_ci_runs_the_readmes_test_command():
+    block = README.split("<!-- test command -->")[1].split("```")[1].removeprefix("bash").strip()
+    assert block == 'pip install -e ".[test]" && pytest'
+    assert "<!-- test command -->" in (REPOSITORY / ".ci" / "run").read_text()
