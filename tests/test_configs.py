@@ -31,7 +31,7 @@ def test_recipe_trains(file, make_trainer, colour_folder):
     config = parse_config(["--config", str(file)], REPOSITORY / "configs" / "mnist.yaml")
     assert config.name == file.stem
     small = {"source": str(colour_folder), "val_source": None, "val_fraction": 0.25}
-    config = replace(config, data=small, train={"batch_size": 4, "steps": 2, "epochs": None, "log_every": 1})
+    config = replace(config, data=small, train={"batch_size": 2, "steps": 2, "epochs": None, "log_every": 1})
     precision = "bf16" if config.train.precision == "bf16" else "no"
     trainer = make_trainer(config, precision)
     for micro_batches in trainer._batches():
