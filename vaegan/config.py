@@ -245,8 +245,8 @@ class OptimizerConfig:
     """Learning rate of encoder and decoder."""
     discriminator_lr: float = 1e-3
     """Learning rate of the discriminator."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Adam's momenta for encoder and decoder."""
+    betas: tuple[float, float] = (0.0, 0.99)
+    """Adam's momenta for encoder and decoder. Without an adversary the first may be 0.9; with one it harms."""
     discriminator_betas: tuple[float, float] = (0.0, 0.99)
     """Adam's momenta for the discriminator."""
     weight_decay: float = 0.0
