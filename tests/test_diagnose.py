@@ -23,12 +23,12 @@ def accuracies(real, fake):
 @pytest.mark.parametrize(
     ("figures", "step", "told"),
     [
-        (accuracies(0.99, 0.995), 11, True),
-        (accuracies(0.99, 0.995), 10, False),  # still the head start
-        (accuracies(0.99, 0.9), 100, False),
-        (accuracies(0.9, 1.0), 100, False),
-        (accuracies(0.98, 1.0), 100, False),
-        ({"pixel": 3.0}, 100, False),  # no discriminator
+        (accuracies(0.99, 0.995), 211, True),
+        (accuracies(0.99, 0.995), 210, False),  # still the head start of 10 steps, or the first 200 after it
+        (accuracies(0.99, 0.9), 300, False),
+        (accuracies(0.9, 1.0), 300, False),
+        (accuracies(0.98, 1.0), 300, False),
+        ({"pixel": 3.0}, 300, False),  # no discriminator
     ],
 )
 def test_a_saturated_discriminator_is_told_by_both_accuracies(figures, step, told):
@@ -59,7 +59,7 @@ def test_collapsed_samples_are_told_by_their_spread(spread, told):
 
 def test_every_field_that_is_advised_exists():
     lines = [
-        *diagnose.training(accuracies(1.0, 1.0), 100, CONFIG).values(),
+        *diagnose.training(accuracies(1.0, 1.0), 300, CONFIG).values(),
         *diagnose.validation({"val/active_units": 0.0, "val/kl": 0.0}, CONFIG).values(),
         *diagnose.samples((0.0, 1.0)).values(),
     ]

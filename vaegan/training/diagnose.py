@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vaegan.config import Config
 
+GRACE_STEPS = 200  # in which any discriminator tells the first, random images
 SATURATED = 0.98  # accuracy on real and on fake images above which the decoder learns little from the discriminator
 COLLAPSED_UNITS = 0.1  # share of active latents
 COLLAPSED_SPREAD = 0.3  # distance among samples over that among real images
@@ -16,7 +17,7 @@ COLLAPSED_SPREAD = 0.3  # distance among samples over that among real images
 def training(figures: dict[str, float], step: int, config: Config) -> dict[str, str]:
     """Looks at the scalars of a logging interval."""
     real, fake = figures.get("accuracy_real", 0.0), figures.get("accuracy_fake", 0.0)
-    if min(real, fake) <= SATURATED or step <= config.objective.adversarial_start:
+    if min(real, fake) <= SATURATED or step <= config.objective.adversarial_start + GRACE_STEPS:
         return {}
     return {
         "saturated discriminator": f"saturated discriminator: it tells {real:.0%} of real and {fake:.0%} of fake images; "
