@@ -58,11 +58,11 @@ def validate(model: VAEGAN, images: ImageSet, config: Config, accelerator: Accel
             x = to_float(images.batch(rows).to(accelerator.device))
             for name, value in _sums(model, x, rows.to(accelerator.device), config).items():
                 sums[name] = sums.get(name, 0) + value
-    return _figures(_reduce(sums, model, config, accelerator), model, n, config)
+    return _figures(_reduce(sums, model, accelerator), model, n, config)
 
 
 def _sums(model: VAEGAN, x: Tensor, rows: Tensor, config: Config) -> dict[str, Tensor]:
-    """Sums over a batch, float64."""
+    """Sums over a batch, float64 on the CPU (not every accelerator has float64)."""
     mu, logvar = model.encode(x)
     mse = (model.decode(mu) - x).square().flatten(1).mean(1)
     sums = {"mse": mse.sum(), "psnr": (10 * torch.log10(4 / mse.clamp_min(1e-10))).sum()}
@@ -73,10 +73,10 @@ def _sums(model: VAEGAN, x: Tensor, rows: Tensor, config: Config) -> dict[str, T
             "kl": elbo.kl_divergence(mu, logvar).sum(),
             "sampled_mse": (raw.tanh() - x).square().flatten(1).mean(1).sum(),
             "nll": _nll(x, raw, model, config).sum(),
-            "mu": mu.double().sum(0),
-            "mu2": mu.double().square().sum(0),
+            "mu": mu.sum(0),
+            "mu2": mu.square().sum(0),
         }
-    return {name: value.double() for name, value in sums.items()}
+    return {name: value.cpu().double() for name, value in sums.items()}
 
 
 def _nll(x: Tensor, raw: Tensor, model: VAEGAN, config: Config) -> Tensor:
@@ -96,13 +96,15 @@ def _is_optimal(config: Config) -> bool:
     return config.objective.pixel_weight == 0 or config.objective.pixel_likelihood == "gaussian_optimal"
 
 
-def _reduce(sums: dict[str, Tensor], model: VAEGAN, config: Config, accelerator: Accelerator) -> dict[str, Tensor]:
+def _reduce(sums: dict[str, Tensor], model: VAEGAN, accelerator: Accelerator) -> dict[str, Tensor]:
     """Add up the ranks' sums in one message; a rank without images takes part with zeros."""
     scalars = ["mse", "psnr", *(["kl", "sampled_mse", "nll"] if model.variational else [])]
     sizes = {name: 1 for name in scalars} | ({"mu": model.latent_dim, "mu2": model.latent_dim} if model.variational else {})
-    zeros = {name: torch.zeros(size, dtype=torch.float64, device=accelerator.device) for name, size in sizes.items()}
+    zeros = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
     flat = torch.cat([sums.get(name, zeros[name]).reshape(-1) for name in sizes])
-    return dict(zip(sizes, accelerator.reduce(flat, "sum").cpu().split(list(sizes.values()))))
+    if accelerator.num_processes > 1:
+        flat = accelerator.reduce(flat.to(accelerator.device), "sum").cpu()
+    return dict(zip(sizes, flat.split(list(sizes.values()))))
 
 
 def _figures(sums: dict[str, Tensor], model: VAEGAN, n: int, config: Config) -> dict[str, float]:
