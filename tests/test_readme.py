@@ -13,11 +13,11 @@ README = (REPOSITORY / "README.md").read_text()
 
 def test_python_example_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    VAEGAN(image_size=32, latent_dim=16, width=4).save_pretrained(tmp_path / "runs" / "mnist")
+    VAEGAN(image_size=32, latent_dim=12, width=4).save_pretrained(tmp_path / "runs" / "mnist")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(example, names)
-    assert names["images"].shape == (64, 1, 32, 32) and names["mu"].shape == (64, 16)
+    assert names["images"].shape == (64, 1, 32, 32) and names["mu"].shape == (64, 12)
     assert (tmp_path / "samples.png").is_file()
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
 
