@@ -26,7 +26,7 @@ def main() -> None:
     if trainer.finished:
         log.info("this run is complete: raise train.steps or train.epochs to go on")
     trainer.fit(run_dir)
-    log.info("%s: samples.png, reconstructions.png, model.safetensors, metrics.jsonl", run_dir)
+    log.info("done: pictures, figures and the model are in %s", run_dir)
     process.leave(accelerator)
 
 
