@@ -245,6 +245,15 @@ def test_validation_is_exact(tiny_config, make_trainer):
     assert figures["val/active_units"] == (mu.var(0, correction=0) > 0.01).sum().item()
 
 
+def test_part_of_a_sorted_set_is_taken_from_all_of_it():
+    """The first images of a set that is sorted by class are of one class alone."""
+    from vaegan.training.validate import spread_rows
+
+    labels = torch.arange(10).repeat_interleave(37)  # sorted
+    assert labels[spread_rows(370, 20)].bincount().tolist() == [2] * 10
+    assert torch.equal(spread_rows(5, 5), torch.arange(5)) and torch.equal(spread_rows(5, 9), torch.arange(5))
+
+
 @pytest.mark.parametrize("where", ["encoder", "decoder", "discriminator"])
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tiny_config, make_trainer, tmp_path, monkeypatch, where):
     t = make_trainer(tiny_config(train={"save_every": 3}))

@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from vaegan import sampling
 from vaegan.data import to_float
 from vaegan.training import diagnose
-from vaegan.training.validate import evaluating
+from vaegan.training.validate import evaluating, spread_rows
 
 GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
 log = logging.getLogger("vaegan")
@@ -110,7 +110,7 @@ class RunLog:
         trainer = self._trainer
         model, shown = trainer.sampling_model, {}
         real = trainer.validation if trainer.validation is not None else trainer.images
-        x = to_float(real.batch(torch.arange(min(GRID_SAMPLES, len(real))))).to(model.device)
+        x = to_float(real.batch(spread_rows(len(real), GRID_SAMPLES))).to(model.device)
         spread = None
         with evaluating(model):
             if model.variational:

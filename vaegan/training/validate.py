@@ -43,6 +43,12 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(mode)
 
 
+def spread_rows(total: int, n: int) -> Tensor:
+    """min(n, total) row numbers spread evenly over a set, whose images may lie sorted by class."""
+    n = min(n, total)
+    return torch.arange(n) * total // n
+
+
 def validate(model: VAEGAN, images: ImageSet, config: Config, accelerator: Accelerator) -> dict[str, float]:
     """Figures over the validation images, the same for any number of processes.
 
@@ -50,15 +56,15 @@ def validate(model: VAEGAN, images: ImageSet, config: Config, accelerator: Accel
     `val/elbo` are in nats an image, by one posterior sample; where the objective has no pixel likelihood of its own,
     the bound is that of the Gaussian of optimal scale. `val/active_units` counts latents.
     """
-    n = min(len(images), config.train.val_images or len(images))
+    chosen = spread_rows(len(images), config.train.val_images or len(images))
     sums: dict[str, Tensor] = {}
     with evaluating(model):
-        for start in range(accelerator.process_index * BATCH, n, accelerator.num_processes * BATCH):
-            rows = torch.arange(start, min(start + BATCH, n))
+        for start in range(accelerator.process_index * BATCH, len(chosen), accelerator.num_processes * BATCH):
+            rows = chosen[start : start + BATCH]
             x = to_float(images.batch(rows).to(accelerator.device))
             for name, value in _sums(model, x, rows.to(accelerator.device), config).items():
                 sums[name] = sums.get(name, 0) + value
-    return _figures(_reduce(sums, model, accelerator), model, n, config)
+    return _figures(_reduce(sums, model, accelerator), model, len(chosen), config)
 
 
 def _sums(model: VAEGAN, x: Tensor, rows: Tensor, config: Config) -> dict[str, Tensor]:
