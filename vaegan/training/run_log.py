@@ -118,7 +118,8 @@ class RunLog:
                 shown["samples"] = sampling.to_uint8(samples)
                 spread = (diagnose.mean_distance(samples), diagnose.mean_distance(x)) if len(x) > 1 else None
             if model.encoder is not None:
-                pairs = sampling.beside(x[:GRID_PAIRS], model.reconstruct(x[:GRID_PAIRS]))
+                originals = x[spread_rows(len(x), GRID_PAIRS)]
+                pairs = sampling.beside(originals, model.reconstruct(originals))
                 shown["reconstructions"] = sampling.to_uint8(pairs)
         for name, images in shown.items():
             picture = sampling.grid(images, GRID_COLUMNS)
