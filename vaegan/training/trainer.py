@@ -202,7 +202,7 @@ class Trainer:
                 save = last or done % c.save_every == 0
                 # Reading a figure waits for a GPU, so there it is done when figures are read anyway.
                 if done % c.log_every == 0 or save or self.accelerator.device.type == "cpu":
-                    self._require_finite(terms, meter)
+                    self._require_finite(meter)
                 figures = meter.read() if done % c.log_every == 0 else None
                 run_log.progress(figures)
                 if figures:
@@ -236,9 +236,8 @@ class Trainer:
             choice = f"choose {', '.join(known)}" if known else "there are no validation figures; set train.patience to 0"
             raise ConfigError(f"train.monitor {c.monitor} is not measured in this run ({choice})")
 
-    def _require_finite(self, terms: dict[str, Tensor], meter: Meter) -> None:
-        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()] or meter.non_finite()
-        if bad:
+    def _require_finite(self, meter: Meter) -> None:
+        if bad := meter.non_finite():
             raise NonFiniteLoss(
                 f"{', '.join(bad)} not finite at step {self.step}; the last checkpoint is kept. Lower optimizer.lr and "
                 "optimizer.discriminator_lr, or set optimizer.grad_clip, and go on with --resume auto"
