@@ -9,7 +9,7 @@ from PIL import Image
 
 from vaegan.config import ConfigError
 from vaegan.data import decode_file
-from vaegan.data.decode import decode_bytes, to_channels, to_square
+from vaegan.data.decode import decode_bytes, decode_native, to_channels, to_square
 
 
 def photo(height=24, width=24, seed=0) -> np.ndarray:
@@ -145,6 +145,17 @@ def test_damaged_files_give_one_line_or_an_image():
                 refused += 1
                 assert "\n" not in str(error)
     assert refused > 100
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_a_fitted_image_is_the_native_one_fitted(fit):
+    for image in (Image.fromarray(photo(20, 33)), Image.fromarray(photo(20, 33)).convert("L")):
+        data = encode(image, "PNG")
+        native = decode_native(data, "it")
+        assert np.array_equal(hwc(native).squeeze(), np.asarray(image)) and native.dtype == torch.uint8
+        assert torch.equal(decode_bytes(data, "it", 16, fit), to_square(native, 16, fit))
+    with pytest.raises(ConfigError, match="^it cannot be decoded as an image"):
+        decode_native(data[:-9], "it")
 
 
 def test_text_named_png_is_refused(tmp_path):

@@ -17,6 +17,9 @@ from PIL import Image
 from vaegan.config import ConfigError, DataConfig
 from vaegan.data import load_data
 from vaegan.data import named as named_module
+from vaegan.data.decode import to_square
+from vaegan.data.files import open_folder
+from vaegan.data.images import open_splits
 
 PARTS = (("cat/", ".png"), ("dog/deep/", ".PNG"))  # of class_folders
 CIFAR = Path(__file__).parents[1].parent / "shared" / "data" / "cifar10-jpeg-train.zip"
@@ -197,6 +200,35 @@ def test_an_undecodable_file_is_named(tmp_path):
     assert "cat/1.png cannot be decoded" in fails(tmp_path)
 
 
+def test_images_at_their_own_sizes(tmp_path):
+    for i, size in enumerate([(8, 8), (5, 9), (30, 3)]):
+        write(tmp_path / f"{i}.png", i, size, mode="RGB" if i else "L")
+    write(tmp_path / "3.png", 3)
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:-20])
+    images = open_folder("images", tmp_path)
+    shapes = [tuple(images.native(row).shape) for row in range(3)]
+    assert shapes == [(1, 8, 8), (3, 9, 5), (3, 3, 30)] and images.native(2).unique().tolist() == [2]
+    assert torch.equal(images.images([1, 0], 8, 3, "pad")[0], to_square(images.native(1), 8, "pad"))
+    with pytest.raises(ConfigError, match=f"^images: {tmp_path}/3.png cannot be decoded as an image"):
+        images.native(3)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(ConfigError, match="2.png cannot be read"):
+        images.native(2)
+    pixels = torch.arange(40, dtype=torch.uint8).view(2, 1, 4, 5)
+    assert torch.equal(named_module.ArrayImages(pixels, None, None).native(1), pixels[1])
+
+
+def test_opening_apart_from_decoding_gives_the_same_images(tmp_path):
+    many(tmp_path / "set")
+    settings = config(tmp_path / "set", val_fraction=0.25)
+    for opened, decoded in zip(open_splits(settings), load_data(settings), strict=True):
+        assert torch.equal(opened.images(range(len(opened)), 8, 1, "crop"), decoded.pixels)
+    assert open_splits(config(tmp_path / "set"))[1] is None
+    train, val = open_splits(config("mnist"))
+    assert (len(train), len(val)) == (60000, 10000)
+    assert len(open_splits(config("mnist", val_source=str(tmp_path / "set")))[1]) == 20
+
+
 def test_links_inside_are_followed_and_links_out_refused(tmp_path):
     write(tmp_path / "set" / "a.png", 1)
     (tmp_path / "set" / "b.png").symlink_to("a.png")
@@ -323,7 +355,7 @@ def test_damaged_idx_files_are_named(tmp_path):
 class FakeCifar:
     """Stands in for torchvision.datasets.CIFAR10."""
 
-    classes = ["zero", "one"]
+    classes = ("zero", "one")
 
     def __init__(self, root, train, download):
         assert download and Path(root).is_dir()

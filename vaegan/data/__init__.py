@@ -2,6 +2,6 @@
 
 from vaegan.data.batches import to_float, training_batches
 from vaegan.data.decode import decode_file
-from vaegan.data.images import ImageSet, load_data
+from vaegan.data.images import ImageSet, load_data, spread_rows
 
-__all__ = ["ImageSet", "decode_file", "load_data", "to_float", "training_batches"]
+__all__ = ["ImageSet", "decode_file", "load_data", "spread_rows", "to_float", "training_batches"]

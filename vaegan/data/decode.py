@@ -36,17 +36,21 @@ def decode_file(path: str | Path, image_size: int, channels: int, fit: str) -> T
 
 
 def decode_bytes(data: bytes, where: str, image_size: int, fit: str) -> Tensor:
-    """Decode an encoded image to uint8 (1 or 3, image_size, image_size), grey or colour as it comes.
+    """Decode an encoded image to uint8 (1 or 3, image_size, image_size), grey or colour as it comes."""
+    return to_square(decode_native(data, where), image_size, fit)
+
+
+def decode_native(data: bytes, where: str) -> Tensor:
+    """Decode an encoded image at its own size to uint8 (1 or 3, H, W), grey or colour as it comes.
 
     `where` names the image in the ConfigError that is raised if it cannot be decoded.
     """
     try:
-        pixels = _decode(data)
+        return _decode(data)
     except _DECODING_ERRORS as error:
         raise ConfigError(
             f"{where} cannot be decoded as an image ({_reason(error)}); remove or replace the file"
         ) from error
-    return to_square(pixels, image_size, fit)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:

@@ -6,16 +6,16 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vaegan.config import ConfigError
-from vaegan.data.decode import decode_bytes, to_channels
+from vaegan.data.decode import decode_native, to_channels, to_square
 from vaegan.data.labels import labels_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -30,17 +30,19 @@ class FileImages:
     names: list[str]
     """Paths inside the folder or archive, with forward slashes."""
     stamps: list[tuple[int, ...]]
-    """Bytes (and CRC in an archive) of each, for the fingerprint."""
+    """Bytes (and CRC in a zip archive) of each, for the fingerprint."""
     read: Callable[[str], bytes]
     """Bytes of a name; picklable."""
     labels: Tensor | None
     """(N,) int64."""
     classes: list[str] | None
+    written: str = ""
+    """When the files were last written, hashed: what tells of changes that leave sizes as they were. (CRCs do.)"""
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @property
+    @cached_property
     def gains_from_threads(self) -> bool:
         """Small files do not: two threads decoded JPEG files of 1 KB more slowly than one, as they spend their time in
         handing Python's lock to each other. Pillow lets go of it while it decodes, which counts for larger files."""
@@ -66,35 +68,41 @@ class FileImages:
         """Decode these rows to uint8 (B, C, image_size, image_size). Raises ConfigError naming the file."""
         images = torch.empty(len(rows), 3, image_size, image_size, dtype=torch.uint8)
         for image, row in zip(images, rows):
-            name = self.names[row]
-            where = f"{self.where}/{name}"
-            try:
-                data = self.read(name)
-            except OSError as error:
-                raise ConfigError(f"{where} cannot be read ({error}); restore or remove the file") from error
-            image.copy_(decode_bytes(data, where, image_size, fit))  # grey becomes three equal channels
+            image.copy_(to_square(self.native(row), image_size, fit))  # grey becomes three equal channels
         return to_channels(images, channels)
+
+    def native(self, row: int) -> Tensor:
+        """Decode this row at its own size to uint8 (1 or 3, H, W). Raises ConfigError naming the file."""
+        name = self.names[row]
+        where = f"{self.where}/{name}"
+        try:
+            data = self.read(name)
+        except OSError as error:
+            raise ConfigError(f"{where} cannot be read ({error}); restore or remove the file") from error
+        return decode_native(data, where)
 
 
 def open_folder(field: str, folder: Path) -> FileImages:
     """Images anywhere in a folder. Labels come from its dataset.json, else from its class subfolders."""
     folder = folder.resolve()  # the folder itself may be a link
     where = f"{field}: {folder}"
+    found = sorted(images_in(field, folder))
     try:
-        found = sorted((name, size) for name, size in _scan(field, folder, folder) if _is_image(name))
         manifest = (folder / "dataset.json").read_bytes() if (folder / "dataset.json").is_file() else None
     except OSError as error:
         raise ConfigError(f"{where} cannot be read ({error}); check its permissions") from error
-    names, stamps = [name for name, _ in found], [(size,) for _, size in found]
-    _require_images(names, where)
+    names, stamps = [name for name, _, _ in found], [(size,) for _, size, _ in found]
+    require_images(names, where)
     labels, classes = labels_of(names, manifest, where)
-    return FileImages(where, names, stamps, partial(_read_file, folder), labels, classes)
+    written = hash_of([time for _, _, time in found])
+    return FileImages(where, names, stamps, partial(_read_file, folder), labels, classes, written)
 
 
 def listed_files(field: str, folder: Path, names: list[str], labels: Tensor | None, classes) -> FileImages:
     """Given files of a folder, in the given order."""
-    stamps = [((folder / name).stat().st_size,) for name in names]
-    return FileImages(f"{field}: {folder}", names, stamps, partial(_read_file, folder), labels, classes)
+    found = [(folder / name).stat() for name in names]
+    stamps, written = [(file.st_size,) for file in found], hash_of([file.st_mtime_ns for file in found])
+    return FileImages(f"{field}: {folder}", names, stamps, partial(_read_file, folder), labels, classes, written)
 
 
 def open_zip(field: str, path: Path) -> FileImages:
@@ -106,12 +114,12 @@ def open_zip(field: str, path: Path) -> FileImages:
     where = f"{field}: {path}"
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = {name.replace("\\", "/"): info for name, info in archive.NameToInfo.items() if _is_image(name)}
+            entries = {name.replace("\\", "/"): info for name, info in archive.NameToInfo.items() if is_image(name)}
             manifest = archive.read("dataset.json") if "dataset.json" in archive.NameToInfo else None
     except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ConfigError(f"{where} is damaged or no zip archive ({error}); give a folder or zip of images") from error
     names = sorted(entries)
-    _require_images(names, where)
+    require_images(names, where)
     for name in names:
         entry = entries[name]
         if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -121,20 +129,35 @@ def open_zip(field: str, path: Path) -> FileImages:
     return FileImages(where, names, stamps, partial(_read_entry, path, entries), labels, classes)
 
 
-def _is_image(name: str) -> bool:
+def images_in(field: str, folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield (relative name, bytes, time of writing) of the image files anywhere in a folder, in no order. ConfigError if
+    it cannot be read, or for links out of it."""
+    try:
+        yield from (file for file in _scan(field, folder, folder) if is_image(file[0]))
+    except OSError as error:
+        raise ConfigError(f"{field}: {folder} cannot be read ({error}); check its permissions") from error
+
+
+def hash_of(parts: list) -> str:
+    """SHA-256 of a list of numbers or strings."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def is_image(name: str) -> bool:
     """By extension; hidden files and the resource forks of macOS archives are none."""
     parts = name.replace("\\", "/").split("/")
     return name.lower().endswith(EXTENSIONS) and not any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
-def _require_images(names: list[str], where: str) -> None:
+def require_images(names: list[str], where: str) -> None:
+    """ConfigError unless there are any."""
     if not names:
         looked_for = " ".join(EXTENSIONS)
-        raise ConfigError(f"{where} holds no images (looked for {looked_for}); give a folder or zip of images")
+        raise ConfigError(f"{where} holds no images (looked for {looked_for}); give a folder or an archive of images")
 
 
 def _scan(field: str, root: Path, folder: Path):
-    """Yield (relative name, size) of all that is not hidden."""
+    """Yield (relative name, bytes, time of writing in ns) of all that is not hidden."""
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
@@ -142,8 +165,8 @@ def _scan(field: str, root: Path, folder: Path):
             _require_inside(field, root, entry)
         if entry.is_dir():
             yield from _scan(field, root, Path(entry.path))
-        elif stat.S_ISREG(entry.stat().st_mode):
-            yield Path(entry.path).relative_to(root).as_posix(), entry.stat().st_size
+        elif stat.S_ISREG((status := entry.stat()).st_mode):
+            yield Path(entry.path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
 
 def _require_inside(field: str, root: Path, entry: os.DirEntry) -> None:

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -11,10 +12,28 @@ from torch import Tensor
 
 from vaegan import counter
 from vaegan.config import NAMED_SOURCES, ConfigError, DataConfig
-from vaegan.data.files import FileImages, open_folder, open_zip
+from vaegan.data.decode import to_channels, to_square
+from vaegan.data.files import FileImages
 from vaegan.data.named import ArrayImages, open_named
+from vaegan.data.shards import open_files
 
 _CHUNK = 64  # images that a thread decodes at a time
+
+
+@dataclass(frozen=True)
+class Form:
+    """What images are fitted to: the fields of DataConfig by these names."""
+
+    image_size: int
+    channels: int = 3
+    fit: str = "crop"
+
+    def __post_init__(self):
+        if self.image_size < 1 or self.channels not in (1, 3) or self.fit not in ("crop", "pad", "stretch"):
+            raise ConfigError(f"form must be a size, 1 or 3 channels, and crop, pad or stretch, got {astuple(self)}")
+
+    def __str__(self) -> str:
+        return f"{self.image_size}x{self.image_size}x{self.channels} {self.fit}"
 
 
 class ImageSet:
@@ -26,6 +45,7 @@ class ImageSet:
         self._form = (config.image_size, config.channels, config.fit)
         self.labels = source.labels  # (N,) int64, or None
         self.classes = source.classes
+        self.written = source.written
         self.fingerprint = hashlib.sha256(repr((source.digest, *self._form)).encode()).hexdigest()
         size = len(source) * config.channels * config.image_size**2
         fits = config.storage == "auto" and size <= config.memory_limit * 2**30
@@ -61,30 +81,65 @@ class ImageSet:
 def load_data(config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
     """Training and validation images; the latter are None where `val_fraction` leaves none.
 
-    Validation images are `val_source` (of a named set, its validation split), else the named set's validation split,
-    else a share of the training images. Raises ConfigError with a line that says what to do.
+    Raises ConfigError with a line that says what to do.
     """
-    train = _open("data.source", config.source, config.root, train=True)
-    if config.val_source is not None:
-        val = _open("data.val_source", config.val_source, config.root, train=False)
-    elif config.source in NAMED_SOURCES:
-        val = _open("data.source", config.source, config.root, train=False)
-    else:
-        train, val = _split(train, config.val_fraction, config.split_seed)
+    train, val = open_splits(config)
     return ImageSet(train, config), None if val is None else ImageSet(val, config)
 
 
-def _open(field: str, value: str, root: str, *, train: bool) -> FileImages | ArrayImages:
+def open_splits(config: DataConfig) -> tuple[FileImages | ArrayImages, FileImages | ArrayImages | None]:
+    """What `load_data` takes training and validation images from.
+
+    Validation images are `val_source` (of a named set, its validation split), else the named set's validation split,
+    else a share of the training images.
+    """
+    train = open_images("data.source", config.source, config.root, train=True)
+    if config.val_source is not None:
+        return train, open_images("data.val_source", config.val_source, config.root, train=False)
+    if config.source in NAMED_SOURCES:
+        return train, open_images("data.source", config.source, config.root, train=False)
+    return _split(train, config.val_fraction, config.split_seed)
+
+
+def open_images(field: str, value: str, root: str, *, train: bool) -> FileImages | ArrayImages:
+    """A named set's split, or all images of a folder, archive or folder of archives. Errors name `field`."""
     if value in NAMED_SOURCES:
         return open_named(field, value, root, train)
     path = Path(value).expanduser()
-    if path.is_dir():
-        return open_folder(field, path)
-    if path.is_file():
-        return open_zip(field, path)
+    if path.is_dir() or path.is_file():
+        return open_files(field, path)
     near = difflib.get_close_matches(value.lower(), NAMED_SOURCES, 1)
     remedy = f"did you mean {near[0]}?" if near else f"named sets are {', '.join(NAMED_SOURCES)}"
-    raise ConfigError(f"{field} {value!r} is no named set, and no such folder or zip archive exists ({remedy})")
+    raise ConfigError(f"{field} {value!r} is no named set, and no such folder or archive exists ({remedy})")
+
+
+def decode_each(images: FileImages, rows: list[int], form: Form | None, *, skip: bool) -> list[Tensor | None]:
+    """These rows as uint8 (C, H, W), fitted to the form or, where it is None, at their own sizes.
+
+    Raises ConfigError naming a damaged file, or with `skip` gives None for it.
+    """
+
+    def decode(row: int) -> Tensor | None:
+        try:
+            image = images.native(row)
+        except ConfigError:
+            if skip:
+                return None
+            raise
+        if form is not None:
+            image = to_channels(to_square(image, form.image_size, form.fit), form.channels)
+        return image.contiguous()
+
+    if not images.gains_from_threads:
+        return [decode(row) for row in rows]
+    with ThreadPoolExecutor(_cores()) as pool:
+        return list(pool.map(decode, rows))
+
+
+def spread_rows(total: int, n: int) -> Tensor:
+    """min(n, total) row numbers spread evenly over a set, whose images may lie sorted by class."""
+    n = min(n, total)
+    return torch.arange(n) * total // n
 
 
 def _split(source: FileImages, fraction: float, seed: int) -> tuple[FileImages, FileImages | None]:

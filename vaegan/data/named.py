@@ -38,6 +38,7 @@ class ArrayImages:
     """(N,) int64."""
     classes: list[str] | None
 
+    written = ""  # the digest is of the pixels
     gains_from_threads = False  # torch has threads of its own
 
     def __len__(self) -> int:
@@ -54,6 +55,10 @@ class ArrayImages:
         """These rows as uint8 (B, C, image_size, image_size)."""
         pixels = self.pixels[torch.as_tensor(rows, dtype=torch.int64)]
         return to_channels(to_square(pixels, image_size, fit), channels).contiguous()
+
+    def native(self, row: int) -> Tensor:
+        """This row as uint8 (1 or 3, H, W)."""
+        return self.pixels[row]
 
 
 def open_named(field: str, name: str, root: str, train: bool) -> ArrayImages | FileImages:
@@ -87,9 +92,7 @@ _TORCHVISION = {
     "fashion_mnist": lambda root, train: torchvision.datasets.FashionMNIST(root, train=train, download=True),
     "cifar10": lambda root, train: torchvision.datasets.CIFAR10(root, train=train, download=True),
     "svhn": lambda root, train: torchvision.datasets.SVHN(root, split="train" if train else "test", download=True),
-    "celeba": lambda root, train: torchvision.datasets.CelebA(
-        root, split="train" if train else "valid", download=True
-    ),
+    "celeba": lambda root, train: torchvision.datasets.CelebA(root, split="train" if train else "valid", download=True),
     "flowers102": lambda root, train: torchvision.datasets.Flowers102(
         root, split="train" if train else "val", download=True
     ),
