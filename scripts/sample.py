@@ -101,7 +101,7 @@ def is_number(end: str) -> bool:
 def trained_fit(run: str) -> str:
     """How the images of a run were made square; an exported folder does not know."""
     file = Path(run) / "config.yaml"
-    return cli.load_yaml(file).get("data", {}).get("fit", "crop") if file.is_file() else "crop"
+    return cli.load_yaml(file, "RUN").get("data", {}).get("fit", "crop") if file.is_file() else "crop"
 
 
 def picture(model, options: argparse.Namespace):

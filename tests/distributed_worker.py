@@ -10,8 +10,8 @@ from accelerate import Accelerator
 
 from vaegan.cli import config_from_dict
 from vaegan.data import load_data
+from vaegan.evaluation.reconstruction import validate
 from vaegan.training import Trainer, process
-from vaegan.training.validate import validate
 
 
 def main(folder: Path) -> None:
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         wrapped = [type(m).__name__ for m in (trainer.model, trainer.discriminator)]
         for micro_batches in trainer._batches():
             terms = trainer.train_step(micro_batches)
-        figures = validate(trainer.sampling_model, trainer.validation, config, accelerator)
+        figures = validate(trainer.sampling_model, trainer.validation, config, trainer.shares)
         tensors = {
             **{f"model.{k}": v for k, v in trainer.plain_model.state_dict().items()},
             **{f"discriminator.{k}": v for k, v in trainer.plain_discriminator.state_dict().items()},

@@ -14,6 +14,7 @@ from vaegan.config import (
     Config,
     ConfigError,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -21,7 +22,7 @@ from vaegan.config import (
 )
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "objective": ObjectiveConfig, "optimizer": OptimizerConfig}
-SECTIONS["train"] = TrainConfig
+SECTIONS |= {"train": TrainConfig, "evaluation": EvaluationConfig}
 GAN = {"adversarial_weight": 1.0}
 
 

@@ -212,7 +212,7 @@ def test_early_stopping_exports_the_best(tiny_config, make_trainer, tmp_path, mo
     monkeypatch.setattr(trainer, "validate", lambda *a: {"val/mse": next(values)})
     t = make_trainer(tiny_config(train={"steps": 40, "val_every": 3, "save_every": 7, "monitor": "val/mse", "patience": 2}))
     t.fit(tmp_path / "run")
-    assert t.step == 12 and t.best == {"step": 6, "value": 2.0}
+    assert t.step == 12 and t.monitor.best == {"step": 6, "value": 2.0}
     again = make_trainer(tiny_config())
     for micro in zip(range(6), again._batches()):
         again.train_step(micro[1])
@@ -229,11 +229,11 @@ def test_early_stopping_exports_the_best(tiny_config, make_trainer, tmp_path, mo
 def test_validation_is_exact(tiny_config, make_trainer):
     """Against a plain computation over the whole set at once."""
     from vaegan.data import to_float
-    from vaegan.training.validate import validate
+    from vaegan.evaluation.reconstruction import validate
 
     t = make_trainer(tiny_config(PLAIN_VAE, data={"val_fraction": 0.3}))
     run_steps(t, 3)
-    figures = validate(t.sampling_model, t.validation, t.config, t.accelerator)
+    figures = validate(t.sampling_model, t.validation, t.config, t.shares)
     x = to_float(t.validation.batch(torch.arange(len(t.validation))))
     with torch.no_grad():
         mu, logvar = t.ema.module.encode(x)
@@ -247,7 +247,7 @@ def test_validation_is_exact(tiny_config, make_trainer):
 
 def test_part_of_a_sorted_set_is_taken_from_all_of_it():
     """The first images of a set that is sorted by class are of one class alone."""
-    from vaegan.training.validate import spread_rows
+    from vaegan.data import spread_rows
 
     labels = torch.arange(10).repeat_interleave(37)  # sorted
     assert labels[spread_rows(370, 20)].bincount().tolist() == [2] * 10

@@ -64,16 +64,16 @@ def config_parser() -> jsonargparse.ArgumentParser:
     return parser
 
 
-def load_yaml(file: Path) -> dict:
-    """Nested fields of a YAML file. ConfigError if it is missing, is no mapping, or names a field twice."""
+def load_yaml(file: Path, field: str = "--config") -> dict:
+    """Nested fields of the YAML file that `field` gave. ConfigError if it is missing, is no mapping, or names a field twice."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except OSError as error:
-        raise ConfigError(f"--config {file} cannot be read: {error.strerror} (recipes lie in configs/)") from None
+        raise ConfigError(f"{field} {file} cannot be read: {error.strerror} (recipes lie in configs/)") from None
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"--config {file} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{field} {file} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"--config {file} must hold fields (name: value), got {type(values).__name__}")
+        raise ConfigError(f"{field} {file} must hold fields (name: value), got {type(values).__name__}")
     return values
 
 
@@ -219,13 +219,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's main function: what a user can mend becomes lines on stderr and exit status 2, a stopped
-    training status 1; anything else is ours, and shows its traceback."""
+def run(main: Callable[[], int | None]) -> None:
+    """Call a script's main function, whose result is the exit status: what a user can mend becomes lines on stderr and
+    status 2, a stopped training status 1; anything else is ours, and shows its traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("vaegan").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
-        main()
+        status = main() or 0
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -236,6 +236,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         status = 130
     else:
+        if status:
+            sys.exit(status)
         return
     sys.stdout.flush()
     sys.stderr.flush()

@@ -309,11 +309,11 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_last: int = 2
     """Checkpoints that are kept beside the best one."""
-    monitor: str = "val/bits_per_dim"
-    """Validation metric that chooses the best checkpoint and stops early; PSNR, active units and ELBO are to be
-    high, all others low."""
+    monitor: str = "auto"
+    """Figure that chooses the best checkpoint and stops early. `auto`: the Fréchet distance of samples if
+    `evaluation.every` measures it, else val/bits_per_dim. PSNR, active units and ELBO are to be high, all others low."""
     patience: int = 0
-    """Early stopping: validations without a better `monitor` before the run ends (0: never)."""
+    """Early stopping: measurements without a better `monitor` before the run ends (0: never)."""
 
     def __post_init__(self):
         p = _Problems()
@@ -334,6 +334,33 @@ class TrainConfig:
             self.accumulate < 1 or self.batch_size % self.accumulate == 0,
             f"train.batch_size must be a multiple of train.accumulate ({self.accumulate}), got {self.batch_size}",
         )
+        p.raise_all()
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Fréchet distances while training, of few images: a proxy by which the checkpoints of a run are compared."""
+
+    every: int = 0
+    """Steps between two measurements of the averaged weights (0: never)."""
+    extractor: str = "efficientnet-lite0"
+    """Feature network: `inception`, `efficientnet-lite0`, `dinov2`, a TorchScript file or `module:function`."""
+    weights: str | None = None
+    """File of the extractor's weights. Default: its package, its cache or a download."""
+    resizer: Literal["tf1", "pytorch-fid", "torchmetrics", "clean"] | None = None
+    """How images are enlarged for the extractor. Default: tf1 for Inception, else clean."""
+    num_samples: int = 2048
+    """Prior samples, and as many reconstructions where there is an encoder; named in the figures."""
+    reference_images: int = 10000
+    """Validation images (training images where there are none) to compare with, spread over the set (0: all)."""
+    batch_size: int = 64
+    """Images that go through the extractor at a time."""
+    cache: str = "~/.cache/vaegan/statistics"
+    """Folder in which the statistics of the reference are kept for later runs."""
+
+    def __post_init__(self):
+        p = _Problems()
+        p.at_least("evaluation", self, every=0, num_samples=2, reference_images=0, batch_size=1)
         p.raise_all()
 
 
@@ -359,6 +386,8 @@ class Config:
     """Optimizers."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The run."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Fréchet distances while training."""
 
     def __post_init__(self):
         p = _Problems()

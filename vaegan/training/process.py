@@ -41,9 +41,9 @@ def use_cpu_threads(threads: int) -> None:
     torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
-def leave(accelerator: Accelerator) -> None:
-    """End a process of a run. Several CPU processes leave together and at once: gloo's threads sometimes abort in
-    the interpreter's own shutdown."""
+def leave(accelerator: Accelerator, status: int = 0) -> None:
+    """End a process of a run. Several CPU processes leave together and at once, with that exit status: gloo's threads
+    sometimes abort in the interpreter's own shutdown."""
     if accelerator.num_processes == 1:
         return
     accelerator.wait_for_everyone()
@@ -51,7 +51,7 @@ def leave(accelerator: Accelerator) -> None:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(status)
     accelerator.end_training()
 
 
@@ -100,7 +100,12 @@ def warn_of_fewer_processes(accelerator: Accelerator) -> None:
         return
     wanted = [b for a, b in zip(command, command[1:]) if a in ("--num_processes", "--num-processes")]
     wanted += [a.split("=", 1)[1] for a in command if a.startswith(("--num_processes=", "--num-processes="))]
-    if "launch" in " ".join(command) and wanted and wanted[-1].isdigit() and int(wanted[-1]) > accelerator.num_processes:
+    if (
+        "launch" in " ".join(command)
+        and wanted
+        and wanted[-1].isdigit()
+        and int(wanted[-1]) > accelerator.num_processes
+    ):
         log.warning(
             "accelerate launch was asked for %s processes and started %d: on CPU it starts one. For several use "
             "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node %s scripts/train.py",

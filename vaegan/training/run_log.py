@@ -14,9 +14,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vaegan import sampling
-from vaegan.data import to_float
+from vaegan.data import spread_rows, to_float
+from vaegan.evaluation.reconstruction import evaluating
 from vaegan.training import diagnose
-from vaegan.training.validate import evaluating, spread_rows
 
 GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
 log = logging.getLogger("vaegan")
@@ -76,7 +76,9 @@ class RunLog:
         self._accelerator.project_configuration.logging_dir = str(run_dir)
         self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.step + 1}})
         self._accelerator.log({"config": f"```yaml\n{text}```"}, step=trainer.step)
-        self._bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self._bar = tqdm(
+            total=trainer.total_steps, initial=trainer.step, unit="step", dynamic_ncols=True, mininterval=0.5
+        )
 
     def progress(self, figures: dict[str, float] | None) -> None:
         """One step is done; `figures` where a logging interval ended."""

@@ -27,15 +27,20 @@ def save(trainer: "Trainer", run_dir: Path) -> None:
             tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(trainer.discriminator_optimizer)
         state = {
             "step": trainer.step,
-            "best": trainer.best,
-            "bad_validations": trainer.bad_validations,
+            "monitor": {
+                "name": trainer.monitor.name,
+                "best": trainer.monitor.best,
+                "failures": trainer.monitor.failures,
+            },
             "statistics_counts": trainer.statistics.counts,
             "ema_updates": trainer.ema.updates if trainer.ema else 0,
             "data": trainer.images.fingerprint,
             "config": trainer.config.as_dict(),
         }
         checkpoint.save(run_dir / "checkpoints", trainer.step, tensors, state)
-        checkpoint.prune(run_dir / "checkpoints", trainer.config.train.keep_last, (trainer.best or {}).get("step"))
+        checkpoint.prune(
+            run_dir / "checkpoints", trainer.config.train.keep_last, (trainer.monitor.best or {}).get("step")
+        )
         _export(trainer.sampling_model, run_dir)
     trainer.accelerator.wait_for_everyone()
 
@@ -57,13 +62,15 @@ def restore(trainer: "Trainer", run_dir: Path) -> bool:
         optimizers.load_optimizer_tensors(trainer.discriminator_optimizer, tensors["discriminator_optimizer"])
     trainer.statistics.values = {k: v.to(trainer.accelerator.device) for k, v in tensors["statistics"].items()}
     trainer.statistics.counts = state["statistics_counts"]
-    trainer.step, trainer.best, trainer.bad_validations = state["step"], state["best"], state["bad_validations"]
+    trainer.step = state["step"]
+    if state["monitor"]["name"] == trainer.monitor.name:  # else the best by another figure says nothing
+        trainer.monitor.best, trainer.monitor.failures = state["monitor"]["best"], state["monitor"]["failures"]
     return True
 
 
 def export_best(trainer: "Trainer", run_dir: Path) -> None:
-    """Where validation may stop the run, the exported model is the one that it found best."""
-    best = trainer.best
+    """Where the monitor may stop the run, the exported model is the one that it found best."""
+    best = trainer.monitor.best
     if trainer.config.train.patience == 0 or best is None or best["step"] == trainer.step:
         return
     if trainer.accelerator.is_main_process:
@@ -77,7 +84,10 @@ def export_best(trainer: "Trainer", run_dir: Path) -> None:
 def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path) -> None:
     """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
     old, new = state["config"], config.as_dict()
-    pairs = [("seed", old["seed"], new["seed"]), ("train.batch_size", old["train"]["batch_size"], config.train.batch_size)]
+    pairs = [
+        ("seed", old["seed"], new["seed"]),
+        ("train.batch_size", old["train"]["batch_size"], config.train.batch_size),
+    ]
     for section in ("model", "data", "objective"):
         for name, value in new[section].items():
             if name not in FREE_FIELDS:

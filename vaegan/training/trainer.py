@@ -13,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from vaegan.config import Config, ConfigError
+from vaegan.config import Config
 from vaegan.data import ImageSet, training_batches
+from vaegan.evaluation.reconstruction import validate, validation_metrics
+from vaegan.evaluation.shares import Shares
 from vaegan.model import TrainingPass, build_discriminator, build_model
 from vaegan.objectives.noise import Noise, draw_noise
 from vaegan.objectives.statistics import Statistics
@@ -22,9 +24,10 @@ from vaegan.objectives.vaegan import Objective
 from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
 from vaegan.training.freeze import frozen
+from vaegan.training.measure import Measurement
+from vaegan.training.monitor import Monitor
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
-from vaegan.training.validate import is_better, validate, validation_metrics
 
 log = logging.getLogger("vaegan")
 
@@ -42,8 +45,8 @@ class Trainer:
     def __init__(self, config: Config, accelerator: Accelerator, images: ImageSet, validation: ImageSet | None):
         self.config, self.accelerator, self.images, self.validation = config, accelerator, images, validation
         self.step = 0
-        self.best: dict | None = None  # {"step", "value"} of the best validation
-        self.bad_validations = 0
+        self.monitor = Monitor(config, has_validation=validation is not None)
+        self.shares = Shares.of(accelerator)
         self.steps_per_epoch = len(images) // config.train.batch_size
         self.total_steps = config.train.steps or max(1, math.ceil(config.train.epochs * self.steps_per_epoch))
         self.objective = Objective(config.objective)
@@ -72,7 +75,9 @@ class Trainer:
         if plain_discriminator is not None:
             self.discriminator = prepare(plain_discriminator)
             self.discriminator_optimizer = prepare(
-                optimizers.build_optimizer(self.discriminator, o.discriminator_lr, o.discriminator_betas, o.weight_decay)
+                optimizers.build_optimizer(
+                    self.discriminator, o.discriminator_lr, o.discriminator_betas, o.weight_decay
+                )
             )
         # The networks without the wrapper that averages gradients over the ranks. In the autoencoder's turn the
         # discriminator is such a fixed function: no hooks, no all-reduce.
@@ -80,9 +85,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up, or validation has stopped the run."""
-        patience = self.config.train.patience
-        return self.step >= self.total_steps or (patience > 0 and self.bad_validations >= patience)
+        """Whether the budget is used up, or the monitor has stopped the run."""
+        return self.step >= self.total_steps or self.monitor.exhausted
 
     @property
     def sampling_model(self) -> nn.Module:
@@ -185,13 +189,13 @@ class Trainer:
     def fit(self, run_dir: Path) -> None:
         """Train to the end of the budget, writing into `run_dir`; nothing if the run is finished.
 
-        Raises NonFiniteLoss if a loss is not finite; ConfigError for what the data or the monitor make impossible.
+        Raises NonFiniteLoss if a loss is not finite; ConfigError for what the data or the extractor make impossible.
         """
         c = self.config.train
         if self.finished:
             return
-        self._check_monitor()
         batches = self._batches()  # checks the batch size, before anything is written
+        measure = self._measurement() if self.config.evaluation.every else None
         run_log = RunLog(self, run_dir)
         meter = Meter()
         try:
@@ -210,13 +214,17 @@ class Trainer:
                     run_log.warn("training", diagnose.training(figures, done, self.config))
                 if done % c.val_every == 0 or last:
                     save |= self._validate(run_log)
+                if measure and (done % self.config.evaluation.every == 0 or last):
+                    figures = measure(self.sampling_model)
+                    run_log.scalars(figures)
+                    save |= self.monitor.judge(self.step, figures)
                 if done % c.sample_every == 0 or last:
                     run_log.warn("samples", diagnose.samples(run_log.grids()))
                 if save or self.finished:
                     self._require_finite_weights()
                     run_state.save(self, run_dir)
                 if self.finished and not last:
-                    run_log.message(f"stopped early: {c.monitor} did not improve in {c.patience} validations")
+                    run_log.message(f"stopped early: {self.monitor.name} did not improve in {c.patience} measurements")
                     break
             run_state.export_best(self, run_dir)
         finally:
@@ -230,11 +238,10 @@ class Trainer:
             world_size=self.accelerator.num_processes, seed=c.seed, device=self.accelerator.device,
         )  # fmt: skip
 
-    def _check_monitor(self) -> None:
-        c, known = self.config.train, validation_metrics(self.config) if self.validation is not None else []
-        if c.patience > 0 and c.monitor not in known:
-            choice = f"choose {', '.join(known)}" if known else "there are no validation figures; set train.patience to 0"
-            raise ConfigError(f"train.monitor {c.monitor} is not measured in this run ({choice})")
+    def _measurement(self) -> Measurement:
+        real = self.validation if self.validation is not None else self.images
+        log.info("reference of %s for %s", self.config.evaluation.extractor, self.monitor.name)
+        return Measurement(self.config, real, self.shares, self.accelerator.device)
 
     def _require_finite(self, meter: Meter) -> None:
         if bad := meter.non_finite():
@@ -247,20 +254,15 @@ class Trainer:
         """A gradient may overflow where no loss did; what is saved must be sound."""
         for name, module in (("model", self.plain_model), ("discriminator", self.plain_discriminator)):
             if module is not None and not all(torch.stack([p.isfinite().all() for p in module.parameters()]).tolist()):
-                raise NonFiniteLoss(f"weights of the {name} not finite at step {self.step}; the last checkpoint is kept")
+                raise NonFiniteLoss(
+                    f"weights of the {name} not finite at step {self.step}; the last checkpoint is kept"
+                )
 
     def _validate(self, run_log: RunLog) -> bool:
         """Log the validation figures; whether they are the best so far."""
         if self.validation is None or not validation_metrics(self.config):
             return False
-        figures = validate(self.sampling_model, self.validation, self.config, self.accelerator)
+        figures = validate(self.sampling_model, self.validation, self.config, self.shares)
         run_log.scalars(figures)
         run_log.warn("validation", diagnose.validation(figures, self.config))
-        monitor = self.config.train.monitor
-        if monitor not in figures:
-            return False
-        better = self.best is None or is_better(monitor, figures[monitor], self.best["value"])
-        if better:
-            self.best = {"step": self.step, "value": figures[monitor]}
-        self.bad_validations = 0 if better else self.bad_validations + 1
-        return better
+        return self.monitor.judge(self.step, figures)

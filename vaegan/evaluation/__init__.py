@@ -1,0 +1,1 @@
+"""Measuring models: feature extractors, distances between sets of images, reconstruction figures, reports."""
