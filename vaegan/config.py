@@ -38,7 +38,8 @@ class DataConfig:
     """Images: where they are, and what the networks get to see of them."""
 
     source: str = "mnist"
-    """mnist, fashion_mnist, cifar10, svhn, celeba, flowers102, a folder of images, or a zip archive of images."""
+    """mnist, fashion_mnist, cifar10, svhn, celeba, flowers102, a folder of images, a zip or tar archive,
+    or a folder of such archives."""
     root: str = "~/.cache/vaegan"
     """Folder into which named data sets are downloaded."""
     image_size: int = 32
@@ -72,7 +73,7 @@ class DataConfig:
     def __post_init__(self):
         p = _Problems()
         p.at_least("data", self, image_size=4, val_fraction=0, memory_limit=0, workers=0, crop_padding=0, rotation=0)
-        p.require(bool(self.source), "data.source is empty: give a named set, a folder or a zip archive")
+        p.require(bool(self.source), "data.source is empty: give a named set, a folder or an archive")
         p.require(self.val_fraction < 1, f"data.val_fraction must be below 1, got {self.val_fraction}")
         p.require(self.rotation <= 180, f"data.rotation must be at most 180 degrees, got {self.rotation}")
         p.require(

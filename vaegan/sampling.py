@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaegan.config import ConfigError
 from vaegan.data import decode_file, to_float
-from vaegan.data.files import open_folder, open_zip
+from vaegan.data.shards import open_files
 from vaegan.model import VAEGAN
 
 _PARTS = ".partial"
@@ -98,14 +98,14 @@ def save_png(image: Tensor, path: str | Path) -> None:
 
 
 def read_images(paths: list[Path], image_shape: tuple[int, int, int], fit: str, limit: int) -> tuple[Tensor, int]:
-    """The first `limit` images of files, folders and zip archives as uint8 (B, *image_shape), and how many there are
+    """The first `limit` images of files, folders and archives as uint8 (B, *image_shape), and how many there are
     in all. Raises ConfigError naming the file that cannot be read."""
     channels, size, _ = image_shape
     images, total = [], 0
     for path in paths:
         left = limit - len(images)
-        if path.is_dir() or path.suffix.lower() == ".zip":
-            found = open_folder("images", path) if path.is_dir() else open_zip("images", path)
+        if path.is_dir() or path.suffix.lower() in (".zip", ".tar"):
+            found = open_files("images", path)
             images += found.images(range(len(found))[:left], size, channels, fit)
             total += len(found)
         else:

@@ -169,7 +169,7 @@ def _unverified(file: str) -> str:
 def _both(real: dict[str, str], fake: dict[str, str]) -> dict[str, str]:
     """One protocol of both sides: what they share, and the images of each."""
     sides = {f"reference {k}": real.get(k, "unknown") for k in ("source", "images", "form", "n")}
-    return sides | {k: v for k, v in fake.items() if k not in ("source", "images")}
+    return sides | {k: v for k, v in fake.items() if k not in ("source", "label")}
 
 
 def _few(*sides: FeatureStatistics) -> list[str]:

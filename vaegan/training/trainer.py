@@ -24,7 +24,7 @@ from vaegan.objectives.vaegan import Objective
 from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
 from vaegan.training.freeze import frozen
-from vaegan.training.measure import Measurement
+from vaegan.training.measure import Measurement, distance_metrics
 from vaegan.training.monitor import Monitor
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
@@ -240,7 +240,8 @@ class Trainer:
 
     def _measurement(self) -> Measurement:
         real = self.validation if self.validation is not None else self.images
-        log.info("reference of %s for %s", self.config.evaluation.extractor, self.monitor.name)
+        names = " and ".join(distance_metrics(self.config))
+        log.info("measuring %s: of so few images a proxy, to compare the steps of this run by", names)
         return Measurement(self.config, real, self.shares, self.accelerator.device)
 
     def _require_finite(self, meter: Meter) -> None:
