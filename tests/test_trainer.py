@@ -301,3 +301,18 @@ def test_impossible_runs_are_refused_before_anything_is_written(tiny_config, mak
 
 def test_epochs_become_steps(tiny_config, make_trainer):
     assert make_trainer(tiny_config(train={"steps": None, "epochs": 2.5})).total_steps == math.ceil(2.5 * (91 // 16))
+
+
+def test_pauses_do_not_count_as_training(monkeypatch):
+    from vaegan.training.run_log import Meter
+
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)}, 50)
+    now[0] += 2
+    with meter.paused():
+        now[0] += 30
+    meter.add({"loss": torch.tensor(1.0)}, 50)
+    now[0] += 3
+    assert meter.read()["images_per_second"] == pytest.approx(100 / 5)

@@ -156,7 +156,9 @@ class ObjectiveConfig:
     adversarial_weight: float = 0.0
     """Weight of the adversarial term in the decoder's loss; with `balance`, the ratio of its gradient's norm to the
     reconstruction's at the decoder's output."""
-    adversarial_loss: Literal["nonsaturating", "hinge", "least_squares", "wasserstein", "relativistic"] = "nonsaturating"
+    adversarial_loss: Literal["nonsaturating", "hinge", "least_squares", "wasserstein", "relativistic"] = (
+        "nonsaturating"
+    )
     """Form of the adversarial losses of both players."""
     fakes: Literal["prior", "reconstruction", "both"] = "prior"
     """Images that the discriminator learns to tell from real ones: decoded prior samples, reconstructions, or both."""

@@ -31,7 +31,9 @@ class Discriminator(nn.Module):
         require_known("norm of a discriminator", norm, ("group", "none"))
         self.blocks, features = downward_blocks(network, image_size, channels, width, max_width, depth, hidden, norm)
         if not -len(self.blocks) <= feature_layer < len(self.blocks):
-            raise ValueError(f"feature_layer must lie in -{len(self.blocks)} … {len(self.blocks) - 1}, got {feature_layer}")
+            raise ValueError(
+                f"feature_layer must lie in -{len(self.blocks)} … {len(self.blocks) - 1}, got {feature_layer}"
+            )
         self.feature_layer = feature_layer % len(self.blocks)
         # No bias: losses of differences would give it nothing but rounding errors, which Adam would enlarge to steps.
         self.logit = nn.Linear(features, 1, bias=False)

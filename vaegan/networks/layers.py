@@ -64,7 +64,9 @@ class ResidualBlock(nn.Module):
     (B, in_channels, H, W) to (B, out_channels, H', W'), H' = H/2, H or 2H for resample "down", "none", "up".
     """
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm, resample: Literal["down", "none", "up"] = "none"):
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: Norm, resample: Literal["down", "none", "up"] = "none"
+    ):
         super().__init__()
         pool = {
             "down": lambda: nn.AvgPool2d(2),

@@ -134,7 +134,9 @@ class Objective:
         batch: dict[str, Tensor] = {}
         raw = out.raw.detach().requires_grad_()  # (B or 2B, C, H, W), a leaf: gradients stop at the decoder's output
         scale = [] if out.log_scale is None else [out.log_scale.detach().requires_grad_()]
-        reconstruction, adversarial = self._image_terms(discriminator, x, raw, scale, noise, step, statistics, terms, batch)
+        reconstruction, adversarial = self._image_terms(
+            discriminator, x, raw, scale, noise, step, statistics, terms, batch
+        )
         disjoint = n if c.fakes == "prior" else None
         g_rec, g_adv, g_scale = gradients_at_output(reconstruction, adversarial, raw, scale, disjoint)
         if g_adv is not None:
@@ -196,7 +198,9 @@ class Objective:
             adversarial = terms["adversarial"] = sum(losses) / len(losses)
         return reconstruction, adversarial
 
-    def _pixel_nll(self, x: Tensor, raw: Tensor, log_scale: list[Tensor], statistics: Statistics, batch: dict) -> Tensor:
+    def _pixel_nll(
+        self, x: Tensor, raw: Tensor, log_scale: list[Tensor], statistics: Statistics, batch: dict
+    ) -> Tensor:
         kind, scale = self.config.pixel_likelihood, self.config.pixel_scale
         if kind == "bernoulli":
             return elbo.bernoulli_nll(x, raw)

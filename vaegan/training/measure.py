@@ -1,5 +1,6 @@
 """Fréchet distances of the averaged model while it trains, from few images: a proxy, and named as one."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from vaegan.evaluation.features import load_extractor
 from vaegan.evaluation.reconstruction import evaluating
 from vaegan.evaluation.shares import Shares
 from vaegan.evaluation.sources import ModelSource, ReconstructionSource
+
+log = logging.getLogger("vaegan")
 
 
 def distance_metrics(config: Config) -> list[str]:
@@ -35,6 +38,8 @@ class Measurement:
         """Loads the extractor, and the reference's statistics or computes them; all processes call this together.
         Raises ConfigError if the extractor cannot be had."""
         e = config.evaluation
+        names = " and ".join(distance_metrics(config))
+        log.info("measuring %s: of so few images a proxy, to compare the steps of this run by", names)
         self._config, self._shares = config, shares
         self._extractor = load_extractor(e.extractor, weights=e.weights, resizer=e.resizer, device=device)
         self._real = _SetSource(real, e.reference_images or len(real))

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +36,15 @@ class Meter:
         before, count = self._sums.get(names, (0.0, 0))
         self._sums[names] = (before + values, count + 1)
         self._images += images
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time in this context does not count as training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
 
     def non_finite(self) -> list[str]:
         """Terms that were not finite in any step since the last reading."""

@@ -24,7 +24,7 @@ from vaegan.objectives.vaegan import Objective
 from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
 from vaegan.training.freeze import frozen
-from vaegan.training.measure import Measurement, distance_metrics
+from vaegan.training.measure import Measurement
 from vaegan.training.monitor import Monitor
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
@@ -195,7 +195,10 @@ class Trainer:
         if self.finished:
             return
         batches = self._batches()  # checks the batch size, before anything is written
-        measure = self._measurement() if self.config.evaluation.every else None
+        measure = None
+        if self.config.evaluation.every > 0:
+            real = self.validation if self.validation is not None else self.images
+            measure = Measurement(self.config, real, self.shares, self.accelerator.device)
         run_log = RunLog(self, run_dir)
         meter = Meter()
         try:
@@ -212,17 +215,11 @@ class Trainer:
                 if figures:
                     run_log.scalars(figures)
                     run_log.warn("training", diagnose.training(figures, done, self.config))
-                if done % c.val_every == 0 or last:
-                    save |= self._validate(run_log)
-                if measure and (done % self.config.evaluation.every == 0 or last):
-                    figures = measure(self.sampling_model)
-                    run_log.scalars(figures)
-                    save |= self.monitor.judge(self.step, figures)
-                if done % c.sample_every == 0 or last:
-                    run_log.warn("samples", diagnose.samples(run_log.grids()))
-                if save or self.finished:
-                    self._require_finite_weights()
-                    run_state.save(self, run_dir)
+                with meter.paused():
+                    save |= self._look(run_log, measure)
+                    if save or self.finished:
+                        self._require_finite_weights()
+                        run_state.save(self, run_dir)
                 if self.finished and not last:
                     run_log.message(f"stopped early: {self.monitor.name} did not improve in {c.patience} measurements")
                     break
@@ -237,12 +234,6 @@ class Trainer:
             accumulate=c.train.accumulate, rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes, seed=c.seed, device=self.accelerator.device,
         )  # fmt: skip
-
-    def _measurement(self) -> Measurement:
-        real = self.validation if self.validation is not None else self.images
-        names = " and ".join(distance_metrics(self.config))
-        log.info("measuring %s: of so few images a proxy, to compare the steps of this run by", names)
-        return Measurement(self.config, real, self.shares, self.accelerator.device)
 
     def _require_finite(self, meter: Meter) -> None:
         if bad := meter.non_finite():
@@ -259,11 +250,18 @@ class Trainer:
                     f"weights of the {name} not finite at step {self.step}; the last checkpoint is kept"
                 )
 
-    def _validate(self, run_log: RunLog) -> bool:
-        """Log the validation figures; whether they are the best so far."""
-        if self.validation is None or not validation_metrics(self.config):
-            return False
-        figures = validate(self.sampling_model, self.validation, self.config, self.shares)
-        run_log.scalars(figures)
-        run_log.warn("validation", diagnose.validation(figures, self.config))
-        return self.monitor.judge(self.step, figures)
+    def _look(self, run_log: RunLog, measure: Measurement | None) -> bool:
+        """Validate, measure distances and draw grids when it is time; whether the monitored figure is the best so far."""
+        c, last, best = self.config, self.step == self.total_steps, False
+        if (self.step % c.train.val_every == 0 or last) and self.validation is not None and validation_metrics(c):
+            figures = validate(self.sampling_model, self.validation, c, self.shares)
+            run_log.scalars(figures)
+            run_log.warn("validation", diagnose.validation(figures, c))
+            best |= self.monitor.judge(self.step, figures)
+        if measure and (self.step % c.evaluation.every == 0 or last):
+            figures = measure(self.sampling_model)
+            run_log.scalars(figures)
+            best |= self.monitor.judge(self.step, figures)
+        if self.step % c.train.sample_every == 0 or last:
+            run_log.warn("samples", diagnose.samples(run_log.grids()))
+        return best
