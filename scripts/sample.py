@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vaegan import cli
 from vaegan.config import ConfigError
+from vaegan.flags import Parser, count
 
 log = logging.getLogger("vaegan")
 
@@ -20,17 +21,6 @@ EXAMPLES = """examples:
   sample.py runs/mnist --interpolate 17 42 --steps 20      between samples 17 and 42
   accelerate launch scripts/sample.py runs/mnist --images 50000 --out samples.zip     on all GPUs
 Image i depends on --seed and i alone, however many images, processes or rows there are."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message.removeprefix('argument ')} (--help explains)")
-
-
-def count(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**8:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99999999, got {text}")
-    return int(text)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

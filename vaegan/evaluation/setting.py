@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vaegan.config import ConfigError, DataConfig
@@ -45,6 +46,11 @@ class Setting:
     @cached_property
     def extractor(self) -> Extractor:
         return self.load()
+
+    @property
+    def classifier(self) -> Tensor | None:
+        """What makes the logits of the Inception Score, which is Inception's alone."""
+        return self.extractor.classifier if self.extractor.name == "inception" else None
 
     @property
     def drawn(self) -> int:
