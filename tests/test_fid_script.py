@@ -294,6 +294,13 @@ def test_damaged_cache_is_made_anew(fid, data, tmp_path, caplog):
         statistics_file.load_statistics(file)
 
 
+def test_a_cache_that_cannot_be_written_costs_nothing(fid, data, tmp_path, caplog):
+    (tmp_path / "cache").write_text("no folder")
+    with caplog.at_level("WARNING"):
+        assert fid("calc", data / "a", data / "b")[0] == 0
+    assert "not kept for the next time" in caplog.text
+
+
 def test_killed_half_way(fid, data, tmp_path):
     command = [sys.executable, str(SCRIPT), "calc", str(data / "a"), str(data / "b"), *TINY[2:], "--batch-size", "4",
                "--extractor", "tiny_extractor:killed_at_the_thirteenth_batch", "--cache", str(tmp_path / "cache")]  # fmt: skip

@@ -84,7 +84,10 @@ def reference(
     statistics = extract(source, extractor, shares, batch_size=batch_size, progress=progress)
     complete = statistics.n == len(source)  # what is skipped should be told each time
     if file is not None and shares.rank == 0 and complete:
-        statistics_file.save_statistics(file, statistics, described)
+        try:
+            statistics_file.save_statistics(file, statistics, described)
+        except ConfigError as error:  # a full disk should not cost what was computed
+            log.warning("not kept for the next time: %s", error)
     return statistics, described | {"n": str(statistics.n)}
 
 
