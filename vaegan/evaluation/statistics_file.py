@@ -1,5 +1,6 @@
 """Reference statistics as files: written whole or not at all, read with their protocol, cached under it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,7 +37,8 @@ def save_statistics(path: Path, statistics: FeatureStatistics, protocol: Mapping
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def check_name(path: Path) -> None:
