@@ -9,7 +9,7 @@ from torch import Tensor
 from vaegan import cli
 from vaegan.config import NAMED_SOURCES, Config, ConfigError
 from vaegan.data.images import Form
-from vaegan.evaluation import evaluate, protocol, statistics_file
+from vaegan.evaluation import protocol, statistics_file
 from vaegan.evaluation.distances import FeatureStatistics, few_images_warning, frechet_distance
 from vaegan.evaluation.reconstruction import reconstruction_figures
 from vaegan.evaluation.report import Result
@@ -51,8 +51,8 @@ def calc(setting: Setting, real: str, fake: str, extras: Extras) -> list[Result]
     (a, protocol_a), (b, protocol_b) = sides
     protocol.require_alike(protocol_a, protocol_b, real, fake)
     label = protocol_b.get("label") or protocol_a.get("label") or "FD[unverified]"
-    classifier = None if all(isinstance(side, tuple) for side in opened_sides) else setting.classifier
-    figures = evaluate.compare(a, b, label, classifier) | extras.figures(a, b, label)
+    measured = not all(isinstance(side, tuple) for side in opened_sides)
+    figures = setting.compared(a, b, label, classify=measured) | extras.figures(a, b, label)
     unverified = [_unverified(name) for name, of in ((real, protocol_a), (fake, protocol_b)) if not of]
     return [Result(fake, figures, _both(protocol_a, protocol_b), [*unverified, *_few(a, b)])]
 
@@ -71,7 +71,7 @@ def gen(
         if setting.shares.rank > 0:
             continue
         label = setting.extractor.label
-        figures = evaluate.compare(statistics, fake, label, setting.classifier)
+        figures = setting.compared(statistics, fake, label)
         if floor is not None:
             figures["floor"] = frechet_distance(statistics, floor)
         figures |= extras.figures(statistics, fake, label)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vaegan.config import ConfigError
-from vaegan.evaluation import precision_recall, protocol, sample_metrics, statistics_file
+from vaegan.evaluation import precision_recall, protocol, statistics_file
 from vaegan.evaluation.distances import FeatureStatistics, Moments, frechet_distance
 from vaegan.evaluation.features import Extractor
+from vaegan.evaluation.sample_metrics import SPLITS, inception_score, kernel_distance
 from vaegan.evaluation.shares import ALONE, Shares
 from vaegan.evaluation.sources import Source
 from vaegan.sampling import batch_starts
@@ -97,23 +98,24 @@ def compare(
     label: str,
     classifier: Tensor | None = None,
     seed: int = 2020,
+    device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Every figure that two sets' features give: the Fréchet distance under `label` and, where features are kept, `kid`,
     `kid_std` (over subsets of 1000, or of half the images if that is fewer), `precision`, `recall`, `f1`, `density`,
-    `coverage`; with Inception's `classifier` (classes, d) also `inception_score` and `inception_score_std`."""
+    `coverage`; with Inception's `classifier` (classes, d) also `inception_score` and `inception_score_std`. What a set
+    is too small for is left out. Features are compared on `device`, which must have float64."""
     figures = {label: frechet_distance(real, fake)}
     if real.features is None or fake.features is None:
         return figures
-    subset = min(1000, len(real.features) // 2, len(fake.features) // 2)
-    if subset > 1:
-        figures["kid"], figures["kid_std"] = sample_metrics.kernel_distance(
-            real.features, fake.features, subset_size=subset, seed=seed
-        )
-    if classifier is not None:
-        logits = fake.features @ classifier.T.to(fake.features.device)
-        figures["inception_score"], figures["inception_score_std"] = sample_metrics.inception_score(logits, seed=seed)
-    if min(len(real.features), len(fake.features)) > precision_recall.K_DENSITY:
-        figures |= precision_recall.precision_recall(real.features, fake.features)
+    x, y = real.features.to(device), fake.features.to(device)
+    smaller = min(len(x), len(y))
+    if smaller >= 4:
+        figures["kid"], figures["kid_std"] = kernel_distance(x, y, subset_size=min(1000, smaller // 2), seed=seed)
+    if classifier is not None and len(y) >= SPLITS:
+        score = inception_score(y @ classifier.T.to(device), seed=seed)
+        figures["inception_score"], figures["inception_score_std"] = score
+    if smaller > precision_recall.K_DENSITY:
+        figures |= precision_recall.precision_recall(x, y)
     return figures
 
 

@@ -18,6 +18,7 @@ from vaegan.evaluation.distances import (
     statistics_of,
 )
 
+SPLITS = 10  # parts of a set that the Inception Score is the mean over
 _BLOCK = 1024  # rows brought to float64 at a time
 
 
@@ -76,7 +77,7 @@ def _kernel_sum(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
     return sums
 
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:
+def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = 2020) -> tuple[float, float]:
     """exp E KL(p(y|x) ‖ p(y)), Salimans et al. 2016, section 4: mean and standard deviation over `splits` parts.
 
     logits: (n, classes). The order is shuffled by the seed, as torch-fidelity does. Raises ConfigError if n < splits.

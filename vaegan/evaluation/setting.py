@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vaegan.config import ConfigError, DataConfig
@@ -47,10 +46,13 @@ class Setting:
     def extractor(self) -> Extractor:
         return self.load()
 
-    @property
-    def classifier(self) -> Tensor | None:
-        """What makes the logits of the Inception Score, which is Inception's alone."""
-        return self.extractor.classifier if self.extractor.name == "inception" else None
+    def compared(
+        self, real: FeatureStatistics, fake: FeatureStatistics, label: str, *, classify: bool = True
+    ) -> dict[str, float]:
+        """Every figure of two sets; the Inception Score only where Inception is at hand anyway."""
+        classifier = self.extractor.classifier if classify and self.extractor.name == "inception" else None
+        device = self.device if self.device.type == "cuda" else "cpu"
+        return evaluate.compare(real, fake, label, classifier, device=device)
 
     @property
     def drawn(self) -> int:
