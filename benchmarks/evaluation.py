@@ -8,6 +8,7 @@ Without `--weights` the Inception network gets random weights, so that the figur
 
 import argparse
 import json
+import math
 import platform
 import resource
 import statistics
@@ -88,15 +89,18 @@ CONTESTANTS = {
 
 
 def child(name: str, folders: list[str], weights: str) -> None:
-    """One run; prints seconds, distance and MiB."""
+    """One run; prints seconds, distance (NaN if the tool fails) and MiB."""
     from vaegan.training import process
 
     run, _ = CONTESTANTS[name]
     if name.startswith(OURS):
         process.use_cpu(0)
     start = time.perf_counter()
-    with torch.no_grad():
-        distance = run(folders, weights)
+    try:
+        with torch.no_grad():
+            distance = run(folders, weights)
+    except ValueError:  # of clean-fid and pytorch-fid, when the root of a singular matrix comes out complex
+        distance = math.nan
     seconds = time.perf_counter() - start
     mebibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "distance": distance, "MiB": mebibytes}))

@@ -115,6 +115,8 @@ def test_what_a_model_can_do_is_measured(tiny_config, make_trainer, tmp_path, ob
     for name in names:
         assert lines(tmp_path / "run", name)[4] > 0
     assert trainer.monitor.best["step"] == 4 and trainer.monitor.name == names[0]
+    unmeasured = make_trainer(replace(config, evaluation={"every": 0}))
+    assert unmeasured.monitor.name == ("val/bits_per_dim" if config.model.variational else "val/psnr")
 
 
 def test_an_extractor_that_is_not_there_is_told_before_anything_is_written(measured, make_trainer, tmp_path):

@@ -314,7 +314,8 @@ class TrainConfig:
     """Checkpoints that are kept beside the best one."""
     monitor: str = "auto"
     """Figure that chooses the best checkpoint and stops early. `auto`: the Fréchet distance of samples if
-    `evaluation.every` measures it, else val/bits_per_dim. PSNR, active units and ELBO are to be high, all others low."""
+    `evaluation.every` measures it, else val/bits_per_dim, or val/psnr where nothing is variational. PSNR, active units
+    and ELBO are to be high, all others low."""
     patience: int = 0
     """Early stopping: measurements without a better `monitor` before the run ends (0: never)."""
 

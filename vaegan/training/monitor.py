@@ -13,7 +13,8 @@ class Monitor:
         measured = distance_metrics(config)
         known = [*measured, *(validation_metrics(config) if has_validation else [])]
         named = config.train.monitor
-        self.name = named if named != "auto" else measured[0] if measured else "val/bits_per_dim"
+        loss = "val/bits_per_dim" if config.model.variational else "val/psnr"
+        self.name = named if named != "auto" else measured[0] if measured else loss
         self.patience = config.train.patience
         self.best: dict | None = None  # {"step", "value"}
         self.failures = 0  # measurements since the best one
