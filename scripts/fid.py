@@ -63,7 +63,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                              help="folder of the report and its pictures (default: evaluation)")  # fmt: skip
     bench = command("bench", "throughput of every stage on this machine")
     bench.add_argument("source", metavar="SOURCE", nargs="?", default="mnist", help="images to read (default: mnist)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.image_size and (options.channels or options.fit):
+        raise ConfigError("--channels and --fit need --image-size N, the size to which images are fitted")
+    return options
 
 
 def shared_flags() -> argparse.ArgumentParser:
@@ -82,8 +85,8 @@ def shared_flags() -> argparse.ArgumentParser:
     add("--split", choices=("train", "val"), help="of a named set or a run's images (default: val)")
     add("--image-size", type=count, metavar="N", help="fit images to N pixels a side first (default: as they are; "
         "beside a model, as it takes them)")  # fmt: skip
-    add("--channels", type=int, choices=(1, 3), default=3, help="with --image-size (default 3)")
-    add("--fit", choices=("crop", "pad", "stretch"), default="crop", help="with --image-size (default crop)")
+    add("--channels", type=int, choices=(1, 3), help="with --image-size (default 3)")
+    add("--fit", choices=("crop", "pad", "stretch"), help="with --image-size (default crop)")
     add("--on-bad-image", choices=("error", "skip"), default="error", help="stop at a damaged image, or count it")
     add("--seed", type=int, default=0, help="of samples (default 0)")
     add("--batch-size", type=count, default=64, metavar="N", help="images computed at a time (default 64)")
@@ -113,7 +116,7 @@ def setting_of(options: argparse.Namespace, accelerator):
     size = options.image_size
     return Setting(
         load, Shares.of(accelerator), accelerator.device, options.num_samples, options.batch_size, options.seed,
-        options.split, options.root, Form(size, options.channels, options.fit) if size else None, options.on_bad_image,
+        options.split, options.root, Form(size, options.channels or 3, options.fit or "crop") if size else None, options.on_bad_image,
         None if options.no_cache else options.cache.expanduser(),
     )  # fmt: skip
 

@@ -143,7 +143,6 @@ def test_statistics_are_read_by_pytorch_fid_and_theirs_by_us(fid, data, tmp_path
             - 2 * np.sqrt(product.astype(complex)).real.sum()
         )
         np.savez("bare.npz", mu=a["mu"], sigma=a["sigma"])
-    assert hasattr(fid_score, "compute_statistics_of_path")
     mu, _ = fid_score.compute_statistics_of_path("a.npz", None, 1, 12, "cpu")
     assert mu.shape == (12,)
     # Two files need no extractor.
@@ -345,6 +344,7 @@ def test_help_is_quick_and_complete():
         (["ref", "cifra10", "-o", "x.npz"], "did you mean cifar10"),
         (["ref", "mnist", "-o", "x.pkl", "--num-samples", "2"], "x.pkl must end in .safetensors or .npz"),
         (["calc", "a", "b", "--num-samples", "0"], "must be a whole number"),
+        (["calc", "a", "b", "--fit", "pad"], "--channels and --fit need --image-size"),
         (["bench", "mnist", "--extractor", "dinov3"], "did you mean dinov2"),
     ],
 )

@@ -129,3 +129,10 @@ def test_an_extractor_that_is_not_there_is_told_before_anything_is_written(measu
 def test_a_monitor_that_is_not_measured(measured, make_trainer):
     with pytest.raises(ConfigError, match=f"train.monitor fd/samples .*choose {SAMPLES}, "):
         make_trainer(replace(measured, train={"monitor": "fd/samples", "patience": 1}))
+
+
+def test_fewer_images_than_the_name_says_are_told(measured, make_trainer, tmp_path, caplog):
+    trainer = make_trainer(replace(measured, evaluation={"every": 12}))
+    with caplog.at_level("INFO"):
+        trainer.fit(tmp_path / "run")
+    assert f"{RECONSTRUCTIONS} is of {len(trainer.validation)} images" in caplog.text and "proxy" in caplog.text

@@ -354,7 +354,7 @@ class EvaluationConfig:
     resizer: Literal["tf1", "pytorch-fid", "torchmetrics", "clean"] | None = None
     """How images are enlarged for the extractor. Default: tf1 for Inception, else clean."""
     num_samples: int = 2048
-    """Prior samples, and as many reconstructions where there is an encoder; named in the figures."""
+    """Prior samples and, where there is an encoder, reconstructions of at most so many images; named in the figures."""
     reference_images: int = 10000
     """Validation images (training images where there are none) to compare with, spread over the set (0: all)."""
     batch_size: int = 64

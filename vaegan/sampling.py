@@ -87,11 +87,15 @@ def png(image: Tensor, compress_level: int = 6) -> bytes:
 
 def save_png(image: Tensor, path: str | Path) -> None:
     """Write a uint8 image (C, H, W) as PNG; the file appears whole or not at all."""
-    path = Path(path)
+    write_whole(Path(path), png(image))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file, which appears whole or not at all, and its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(png(image))
+        partial.write_bytes(data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -186,23 +185,13 @@ def write_report(folder: Path, results: list[Result], images: dict[str, Tensor])
     Each file appears whole or not at all. Raises ConfigError if the folder cannot be made or written.
     """
     from vaegan.evaluation.pictures import grids, plot
-    from vaegan.sampling import png
+    from vaegan.sampling import png, write_whole
 
     pictures = {"plot.png": plot(results)} | ({"samples.png": png(grids(images))} if images else {})
     links = "".join(f"\n![{Path(name).stem}]({name})\n" for name in pictures)
     texts = {"report.md": markdown(results) + links, "report.json": to_json(results), "report.csv": to_csv(results)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, data in ({name: text.encode() for name, text in texts.items()} | pictures).items():
-            _write(folder / name, data)
+            write_whole(folder / name, data)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror or error}); give another folder") from error
-
-
-def _write(file: Path, data: bytes) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -38,8 +38,10 @@ class Measurement:
         """Loads the extractor, and the reference's statistics or computes them; all processes call this together.
         Raises ConfigError if the extractor cannot be had."""
         e = config.evaluation
-        names = " and ".join(distance_metrics(config))
-        log.info("measuring %s: of so few images a proxy, to compare the steps of this run by", names)
+        names = distance_metrics(config)
+        log.info("measuring %s: of so few images a proxy, to compare the steps of this run by", " and ".join(names))
+        if len(real) < e.num_samples and config.objective.uses_reconstruction:
+            log.warning("%s is of %d images: there are no more", names[-1], len(real))
         self._config, self._shares = config, shares
         self._extractor = load_extractor(e.extractor, weights=e.weights, resizer=e.resizer, device=device)
         self._real = _SetSource(real, e.reference_images or len(real))
