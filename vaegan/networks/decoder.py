@@ -16,6 +16,7 @@ from vaegan.networks.layers import (
     norm_layer,
     require_known,
 )
+from vaegan.networks.strided import StridedConvTranspose2d
 
 
 class Decoder(nn.Module):
@@ -50,7 +51,7 @@ class Decoder(nn.Module):
             if network == "light":
                 head += [norm_layer(norm, plan[0]), activation()]
                 ups = [light_up(a, b, norm) for a, b in zip(plan[:-1], plan[1:-1])]
-                last = nn.ConvTranspose2d(plan[-2], channels, 4, 2, 1)
+                last = StridedConvTranspose2d(plan[-2], channels)
             else:
                 ups = []
                 for a, b in zip(plan, plan[1:]):

@@ -8,7 +8,8 @@ from vaegan.networks.layers import constrain_spectral_norm, downward_blocks, he_
 
 
 class Discriminator(nn.Module):
-    """(B, channels, image_size, image_size) in [-1, 1] to logits (B,) and features (B, ...) of block `feature_layer`.
+    """(B, channels, image_size, image_size) in [-1, 1] to logits (B,) and features (B, ...) of block `feature_layer`,
+    which under autocast are of its type.
 
     Blocks count from 0; -1 is the last before the logit, so that no index reaches the logit itself. An image's
     outputs depend on that image alone (no batch statistics), whatever else shares its batch.
@@ -50,4 +51,4 @@ class Discriminator(nn.Module):
             x = block(x)
             if i == self.feature_layer:
                 features = x
-        return self.logit(x.flatten(1)).squeeze(1).float(), features.float()
+        return self.logit(x.flatten(1)).squeeze(1).float(), features

@@ -6,6 +6,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vaegan.networks.strided import StridedConv2d, StridedConvTranspose2d
+
 Norm = Literal["group", "batch", "none"]
 NORMS, NETWORKS = ("group", "batch", "none"), ("light", "conv", "mlp")
 BASE_SIZE = 4  # pixels a side where the convolutional pyramids end
@@ -102,18 +104,14 @@ class ResidualBlock(nn.Module):
 
 def light_down(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
     """(B, in, H, W) to (B, out, H/2, W/2) by one strided convolution."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"), norm_layer(norm, out_channels), activation()
-    )
+    conv = StridedConv2d(in_channels, out_channels, bias=norm == "none")
+    return nn.Sequential(conv, norm_layer(norm, out_channels), activation())
 
 
 def light_up(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
     """(B, in, H, W) to (B, out, 2H, 2W) by one transposed convolution."""
-    return nn.Sequential(
-        nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=norm == "none"),
-        norm_layer(norm, out_channels),
-        activation(),
-    )
+    conv = StridedConvTranspose2d(in_channels, out_channels, bias=norm == "none")
+    return nn.Sequential(conv, norm_layer(norm, out_channels), activation())
 
 
 def dense(in_features: int, out_features: int, norm: Norm) -> nn.Sequential:

@@ -64,8 +64,7 @@ class Objective:
         same (Larsen et al. sum them).
         """
         c, n = self.config, len(x)
-        fakes = raw.detach().tanh()
-        fakes = {"prior": fakes[-n:], "reconstruction": fakes[:n], "both": fakes}[c.fakes]
+        fakes = {"prior": raw[-n:], "reconstruction": raw[:n], "both": raw}[c.fakes].detach().tanh()
         images = torch.cat([x, fakes])
         penalise = self.penalises(step)
         if c.gradient_penalty_weight > 0 and penalise:
@@ -215,6 +214,7 @@ class Objective:
 
     def _feature_nll(self, real: Tensor, fake: Tensor, statistics: Statistics, batch: dict) -> Tensor:
         """Larsen et al. 2016, equations 7 and 8: a Gaussian around Dis_l(x~), of unit or of optimal variance."""
+        real, fake = real.float(), fake.float()
         if self.config.feature_likelihood == "gaussian_optimal":
             return elbo.gaussian_nll(real, fake, _followed_variance("feature_mse", real, fake, statistics, batch))
         return elbo.gaussian_nll(real, fake, 1.0)
