@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
         config = config_from_dict(json.loads(file.read_text()))
         trainer = Trainer(config, accelerator, *load_data(config.data))
         wrapped = [type(m).__name__ for m in (trainer.model, trainer.discriminator)]
-        for micro_batches in trainer._batches():
+        for micro_batches in trainer.batches():
             terms = trainer.train_step(micro_batches)
         figures = validate(trainer.sampling_model, trainer.validation, config, trainer.shares)
         tensors = {

@@ -32,7 +32,7 @@ def assert_same_bits(a: dict, b: dict):
 
 
 def advance(t, to: int):
-    for micro_batches in t._batches():
+    for micro_batches in t.batches():
         if t.step == to:
             return
         t.train_step(micro_batches)

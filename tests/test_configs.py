@@ -34,7 +34,7 @@ def test_recipe_trains(file, make_trainer, colour_folder):
     config = replace(config, data=small, train={"batch_size": 2, "steps": 2, "epochs": None, "log_every": 1})
     precision = "bf16" if config.train.precision == "bf16" else "no"
     trainer = make_trainer(config, precision)
-    for micro_batches in trainer._batches():
+    for micro_batches in trainer.batches():
         terms = trainer.train_step(micro_batches)
         assert all(math.isfinite(value) for value in terms.values())
     assert trainer.step == 2

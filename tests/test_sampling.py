@@ -222,3 +222,11 @@ def test_a_disk_that_refuses_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"):
         sampling.write_images([(0, noise(1))], tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("values", [1, 200, 1 << 16])
+def test_files_do_not_depend_on_how_threads_share_a_batch(tmp_path, monkeypatch, values):
+    monkeypatch.setattr(sampling, "_BUNCH", values)
+    sampling.write_images(in_batches(noise(7), 4), tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert [archive.read(f"{i:08d}.png") for i in range(7)] == [sampling.png(image, 1) for image in noise(7)]

@@ -29,6 +29,9 @@ def call(monkeypatch, capsys, *arguments: str) -> tuple[int, list[str]]:
     """The script's main function in this process: exit status and the lines of its errors."""
     import importlib.util
 
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)  # it is one for the process, and remembers its first precision
     spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -82,6 +85,20 @@ def test_bad_input_is_one_line_and_status_2(bad_folders, monkeypatch, capsys, ar
     assert expected in errors[0]
     left = list(runs.rglob("*.safetensors")) + list(runs.rglob("*.png"))
     assert not left
+
+
+@pytest.mark.parametrize("configured, launched, native, chosen", [
+    ("auto", "no", True, "bf16"), ("auto", "no", False, "no"), ("auto", None, True, "bf16"), ("auto", "bf16", False, "bf16"),
+    ("fp32", "bf16", True, "no"), ("bf16", "no", False, "bf16"), ("fp32", "fp16", True, "no"),
+])  # fmt: skip
+def test_precision(monkeypatch, configured, launched, native, chosen):
+    from vaegan.training import process
+
+    monkeypatch.setattr(process, "multiplies_bfloat16", lambda cpu: native)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert process.choose_precision(configured, cpu=True) == chosen
 
 
 def test_checkpoint_of_another_architecture_is_refused(image_folder, tmp_path, monkeypatch, capsys):
@@ -184,3 +201,20 @@ def test_real_cifar10_trains_from_its_zip(tmp_path):
     run = tmp_path / "cifar10"
     assert (run / "checkpoints" / "step_00000200").is_dir() and (run / "samples.png").is_file()
     assert Path(run / "model.safetensors").is_file() and os.path.getsize(run / "metrics.jsonl") > 0
+
+
+@pytest.mark.parametrize("name", ["train.py", "sample.py", "fid.py"])
+def test_help_does_not_wait_for_torch(name):
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "scripts" / name), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and len(done.stdout) > 500
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "vaegan" in imported and not imported & {"torch", "torchvision", "accelerate", "matplotlib", "PIL"}
+
+
+def test_nothing_waits_for_torchvision_that_does_not_use_it():
+    """It takes another second or two, most of them for the compiler, which it imports."""
+    code = "import sys, vaegan.training, vaegan.sampling, vaegan.evaluation.commands; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "'torch'" in done.stdout and "'torchvision'" not in done.stdout and "'torch._dynamo'" not in done.stdout

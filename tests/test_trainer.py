@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def parameters(t) -> torch.Tensor:
 
 
 def run_steps(t, count: int) -> list[dict]:
-    batches = t._batches()
+    batches = t.batches()
     return [t.train_step(next(batches)) for _ in range(count)]
 
 
@@ -55,7 +56,7 @@ def test_one_step_passes_each_network_as_often_as_it_must(tiny_config, make_trai
     encoder, decoder, discriminator = (
         Counter(m) for m in (t.plain_model.encoder, t.plain_model.decoder, t.plain_discriminator)
     )
-    t.train_step(next(t._batches()))
+    t.train_step(next(t.batches()))
     assert (encoder.forwards, encoder.no_grad_forwards, encoder.backwards) == (1, 0, 1)
     assert (decoder.forwards, decoder.no_grad_forwards) == (1, 0)
     # Its own turn, on real images, reconstructions and prior samples together, and the autoencoder's; the features
@@ -113,7 +114,9 @@ def test_accumulation_equals_one_large_batch(tiny_config, make_trainer, gate):
     one_terms, four_terms = run_steps(one, 10)[-1], run_steps(four, 10)[-1]
     assert one_terms.keys() == four_terms.keys()
     for name in (name for name in one_terms if not name.startswith("accuracy")):  # shares of a few images jump
-        torch.testing.assert_close(one_terms[name], four_terms[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            one_terms[name], four_terms[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}"
+        )
     torch.testing.assert_close(parameters(one), parameters(four), rtol=1e-3, atol=1e-4)
 
 
@@ -183,7 +186,9 @@ def test_fit_leaves_grids_logs_checkpoints_and_a_model(tiny_config, make_trainer
                  "grad_norm/discriminator"):  # fmt: skip
         assert math.isfinite(last[name]), name
     val = [line for line in lines if "val/elbo" in line]
-    assert [line["step"] for line in val] == [6, 12] and {"val/psnr", "val/active_units", "val/bits_per_dim"} <= set(val[0])
+    assert [line["step"] for line in val] == [6, 12] and {"val/psnr", "val/active_units", "val/bits_per_dim"} <= set(
+        val[0]
+    )
     assert (run / "config.yaml").is_file()
     model = VAEGAN.from_pretrained(run)
     for a, b in zip(model.parameters(), t.ema.module.parameters()):
@@ -210,11 +215,13 @@ def test_tensorboard_gets_the_same_scalars_and_the_grids(tiny_config, tmp_path):
 def test_early_stopping_exports_the_best(tiny_config, make_trainer, tmp_path, monkeypatch):
     values = iter([3.0, 2.0, 2.5, 2.6, 2.7])
     monkeypatch.setattr(trainer, "validate", lambda *a: {"val/mse": next(values)})
-    t = make_trainer(tiny_config(train={"steps": 40, "val_every": 3, "save_every": 7, "monitor": "val/mse", "patience": 2}))
+    t = make_trainer(
+        tiny_config(train={"steps": 40, "val_every": 3, "save_every": 7, "monitor": "val/mse", "patience": 2})
+    )
     t.fit(tmp_path / "run")
     assert t.step == 12 and t.monitor.best == {"step": 6, "value": 2.0}
     again = make_trainer(tiny_config())
-    for micro in zip(range(6), again._batches()):
+    for micro in zip(range(6), again.batches()):
         again.train_step(micro[1])
     torch.testing.assert_close(
         nn.utils.parameters_to_vector(VAEGAN.from_pretrained(tmp_path / "run").parameters()),
@@ -255,7 +262,9 @@ def test_part_of_a_sorted_set_is_taken_from_all_of_it():
 
 
 @pytest.mark.parametrize("where", ["encoder", "decoder", "discriminator"])
-def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(tiny_config, make_trainer, tmp_path, monkeypatch, where):
+def test_a_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(
+    tiny_config, make_trainer, tmp_path, monkeypatch, where
+):
     t = make_trainer(tiny_config(train={"save_every": 3}))
     step = t.train_step
 
@@ -316,3 +325,77 @@ def test_pauses_do_not_count_as_training(monkeypatch):
     meter.add({"loss": torch.tensor(1.0)}, 50)
     now[0] += 3
     assert meter.read()["images_per_second"] == pytest.approx(100 / 5)
+
+
+def test_a_profiled_run_is_the_same_run(tiny_config, make_trainer, tmp_path):
+    """To the bit, and after a resume it profiles what is left."""
+    from vaegan.training import run_state
+
+    plain, profiled = (make_trainer(tiny_config(LEAN_VAEGAN, train={"profile": n})) for n in (0, 1))
+    for name, t in (("plain", plain), ("profiled", profiled)):
+        t.fit(tmp_path / name)
+    assert torch.equal(parameters(plain), parameters(profiled))
+    assert not (tmp_path / "plain" / "profile").exists()
+    resumed = make_trainer(tiny_config(LEAN_VAEGAN, train={"profile": 1}))
+    shutil.rmtree(tmp_path / "profiled" / "checkpoints" / "step_00000012")
+    shutil.rmtree(tmp_path / "profiled" / "profile")
+    assert run_state.restore(resumed, tmp_path / "profiled") and resumed.step == 6
+    resumed.fit(tmp_path / "profiled")
+    assert torch.equal(parameters(plain), parameters(resumed))
+    assert "Optimizer.step" in (tmp_path / "profiled" / "profile" / "operators.txt").read_text()
+    json.loads((tmp_path / "profiled" / "profile" / "trace.json").read_text())
+
+
+def test_the_grids_are_those_of_the_model(tiny_config, make_trainer, tmp_path):
+    from vaegan import sampling
+    from vaegan.training import run_log
+
+    make_trainer(tiny_config(train={"steps": 3})).fit(tmp_path)
+    samples = VAEGAN.from_pretrained(tmp_path).sample(run_log.GRID_SAMPLES, seed=0)
+    picture = sampling.png(sampling.grid(sampling.to_uint8(samples), run_log.GRID_COLUMNS))
+    assert (tmp_path / "samples.png").read_bytes() == picture
+    assert (tmp_path / "samples" / "00000003.png").read_bytes() == picture
+
+
+def test_no_checkpoint_is_ahead_of_the_curves(tiny_config, make_trainer, tmp_path, monkeypatch):
+    """A run that is killed goes on from a checkpoint: what was logged before it must be there."""
+    from vaegan.training.run_log import RunLog
+
+    write, save, seen = RunLog._write_scalars, trainer.run_state.save, []
+
+    def slowly(*arguments):
+        time.sleep(0.02)
+        write(*arguments)
+
+    def look(t, run_dir):
+        seen.append([json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
+        save(t, run_dir)
+
+    monkeypatch.setattr(RunLog, "_write_scalars", slowly)
+    monkeypatch.setattr(trainer.run_state, "save", look)
+    make_trainer(tiny_config(train={"log_every": 1, "save_every": 2, "steps": 4, "val_every": 4})).fit(tmp_path)
+    assert seen == [[1, 2], [1, 2, 3, 4, 4]]  # the last step is validated, too
+
+
+def test_a_run_that_fails_leaves_what_it_had_logged_and_drawn(tiny_config, make_trainer, tmp_path, monkeypatch):
+    t = make_trainer(tiny_config(train={"log_every": 1, "sample_every": 1}))
+    step = t.train_step
+
+    def fails(micro_batches):
+        if t.step == 3:
+            raise NonFiniteLoss("kl not finite")
+        return step(micro_batches)
+
+    monkeypatch.setattr(t, "train_step", fails)
+    with pytest.raises(NonFiniteLoss):
+        t.fit(tmp_path)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [f"{i:08d}.png" for i in (1, 2, 3)]
+
+
+def test_pictures_that_cannot_be_written_stop_the_run(tiny_config, make_trainer, tmp_path):
+    (tmp_path / "samples").touch()  # a file where the folder should be
+    t = make_trainer(tiny_config(train={"sample_every": 2, "log_every": 1, "save_every": 100}))
+    with pytest.raises(OSError, match="samples"):
+        t.fit(tmp_path)
+    assert t.step < 12 and not (tmp_path / "checkpoints").exists()

@@ -290,14 +290,16 @@ class TrainConfig:
     ema_decay: float = 0.999
     """Decay of the averaged encoder and decoder that sample and are exported (0: no averaging)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto` takes what `accelerate launch` was told, else fp32. fp16 is refused: its loss scale is shared by the
-    players, and an overflow of one would change the other's steps."""
+    """`auto` takes bf16 where `accelerate launch` was told so or the hardware has instructions for it, else fp32; losses,
+    statistics and weights stay float32. fp16 is refused: its loss scale is shared by the players, and an overflow of one
+    would change the other's steps."""
     device: Literal["auto", "cpu"] = "auto"
     """`auto` takes the accelerator of this machine, if there is one."""
     threads: int = 0
     """CPU threads of a process (0: the cores of this machine, shared among its processes)."""
-    channels_last: bool = True
-    """Keep convolutional tensors in the memory layout that is faster on most hardware."""
+    channels_last: bool | None = None
+    """Memory layout of convolutional tensors. Default: the faster one, which is this on a GPU and for `model.network`
+    conv, and not for the others on a CPU, where group normalisation is slow in it."""
     compile: bool = False
     """Compile the networks with torch.compile: slower to start, faster after."""
     log_every: int = 20
@@ -318,12 +320,15 @@ class TrainConfig:
     and ELBO are to be high, all others low."""
     patience: int = 0
     """Early stopping: measurements without a better `monitor` before the run ends (0: never)."""
+    profile: int = 0
+    """Steps to profile after a warm-up of ten: `profile/trace.json`, for chrome://tracing, and `profile/operators.txt`, a
+    table of what takes most time, in the run's folder (0: none)."""
 
     def __post_init__(self):
         p = _Problems()
         p.at_least(
             "train", self, batch_size=1, accumulate=1, ema_decay=0, threads=0, log_every=1, sample_every=1,
-            val_every=1, val_images=0, save_every=1, keep_last=1, patience=0,
+            val_every=1, val_images=0, save_every=1, keep_last=1, patience=0, profile=0,
         )  # fmt: skip
         for name in ("steps", "epochs"):
             value = getattr(self, name)

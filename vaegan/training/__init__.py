@@ -1,5 +1,6 @@
 """Training: the only library code that knows Accelerate."""
 
-from vaegan.training.trainer import NonFiniteLoss, Trainer
+from vaegan.training.finite import NonFiniteLoss
+from vaegan.training.trainer import Trainer
 
 __all__ = ["NonFiniteLoss", "Trainer"]

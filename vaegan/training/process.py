@@ -22,17 +22,31 @@ def start(config: Config) -> Accelerator:
     """The Accelerator of a run. ConfigError if the launcher asks for fp16."""
     end_with_parent()
     use_cpu(config.train.threads)
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = {"auto": launched, "fp32": "no", "bf16": "bf16"}[config.train.precision]
-    if precision not in ("no", "bf16"):
-        raise ConfigError(
-            f"train.precision {precision}, asked for by accelerate launch, is refused: the players would share one loss "
-            "scale, and an overflow of one would change the other's steps (choose bf16: --mixed_precision bf16)"
-        )
     cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
+    precision = choose_precision(config.train.precision, cpu)
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu, log_with="tensorboard", project_dir=config.runs_dir)
     warn_of_fewer_processes(accelerator)
     return accelerator
+
+
+def choose_precision(configured: str, cpu: bool) -> str:
+    """Accelerate's name of `train.precision`: "no" for float32, or "bf16". ConfigError if the launcher asks for fp16."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" as well where nothing was asked for
+    if configured != "auto":
+        return "bf16" if configured == "bf16" else "no"
+    if launched not in ("no", "bf16"):
+        raise ConfigError(
+            f"train.precision {launched}, asked for by accelerate launch, is refused: the players would share one loss "
+            "scale, and an overflow of one would change the other's steps (choose bf16: --mixed_precision bf16)"
+        )
+    return "bf16" if launched == "bf16" or multiplies_bfloat16(cpu) else "no"
+
+
+def multiplies_bfloat16(cpu: bool) -> bool:
+    """Whether the CPU, or the GPU, has instructions for products of bfloat16, which are else slower than float32's."""
+    if cpu:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def use_cpu(threads: int) -> None:

@@ -18,6 +18,7 @@ from vaegan import sampling
 from vaegan.data import spread_rows, to_float
 from vaegan.evaluation.reconstruction import evaluating
 from vaegan.training import diagnose
+from vaegan.training.background import Background
 
 GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
 log = logging.getLogger("vaegan")
@@ -66,7 +67,7 @@ class Meter:
 
 
 class RunLog:
-    """Writes into the run's folder on the first process; on the others it only takes part.
+    """Writes into the run's folder on the first process, in the background; on the others it only takes part.
 
     After a resume the curves go on at the checkpoint's step: later lines are taken out.
     """
@@ -78,6 +79,7 @@ class RunLog:
         self._bar = self._metrics = None
         if not self._main:
             return
+        self._background = Background()
         run_dir.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(trainer.config.as_dict(), sort_keys=False)
         (run_dir / "config.yaml").write_text(text)
@@ -100,8 +102,11 @@ class RunLog:
     def scalars(self, figures: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to TensorBoard."""
         if self._main:
-            self._metrics.write(json.dumps({"step": self._trainer.step, **figures}) + "\n")
-            self._accelerator.log(figures, step=self._trainer.step)
+            self._background.do(self._write_scalars, self._trainer.step, figures)
+
+    def _write_scalars(self, step: int, figures: dict[str, float]) -> None:
+        self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
+        self._accelerator.log(figures, step=step)
 
     def warn(self, source: str, failures: dict[str, str]) -> None:
         """Log the failures that `source` did not report last time."""
@@ -116,7 +121,7 @@ class RunLog:
                 log.log(level, line)
 
     def grids(self) -> tuple[float, float] | None:
-        """Write the grids of fixed samples and of reconstructions; returns the mean distances (samples, images)."""
+        """Draw the grids of fixed samples and of reconstructions; returns the mean distances (samples, images)."""
         if not self._main:
             return None
         trainer = self._trainer
@@ -134,20 +139,31 @@ class RunLog:
                 pairs = sampling.beside(originals, model.reconstruct(originals))
                 shown["reconstructions"] = sampling.to_uint8(pairs)
         for name, images in shown.items():
-            picture = sampling.grid(images, GRID_COLUMNS)
-            file = self._dir / name / f"{trainer.step:08d}.png"
-            sampling.save_png(picture, file)
-            sampling.save_png(picture, self._dir / f"{name}.png")  # the latest, where one looks first
-            for tracker in self._accelerator.trackers:
-                tracker.log_images({name: picture[None].numpy()}, step=trainer.step)
+            self._background.do(self._write_picture, trainer.step, name, sampling.grid(images, GRID_COLUMNS))
         return spread
 
+    def _write_picture(self, step: int, name: str, picture: Tensor) -> None:
+        data = sampling.png(picture)
+        sampling.write_whole(self._dir / name / f"{step:08d}.png", data)
+        sampling.write_whole(self._dir / f"{name}.png", data)  # the latest, where one looks first
+        for tracker in self._accelerator.trackers:
+            tracker.log_images({name: picture[None].numpy()}, step=step)
+
+    def flush(self) -> None:
+        """Wait until all is written: a checkpoint must not be ahead of the curves."""
+        if self._main:
+            self._background.flush()
+
     def close(self) -> None:
+        """Write what there is. Raises OSError if it cannot be written, as any method may."""
         if self._main:
             self._bar.close()
-            self._metrics.close()
-            for tracker in self._accelerator.trackers:
-                tracker.finish()
+            try:
+                self._background.close()
+            finally:
+                self._metrics.close()
+                for tracker in self._accelerator.trackers:
+                    tracker.finish()
 
 
 def _drop_later_lines(file: Path, step: int) -> None:

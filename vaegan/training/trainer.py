@@ -12,28 +12,27 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from vaegan.config import Config
 from vaegan.data import ImageSet, training_batches
 from vaegan.evaluation.reconstruction import validate, validation_metrics
 from vaegan.evaluation.shares import Shares
-from vaegan.model import TrainingPass, build_discriminator, build_model
+from vaegan.model import VAEGAN, TrainingPass, build_discriminator, build_model
 from vaegan.objectives.noise import Noise, draw_noise
 from vaegan.objectives.statistics import Statistics
 from vaegan.objectives.vaegan import Objective
 from vaegan.training import diagnose, optimizers, run_state
 from vaegan.training.ema import EMA
+from vaegan.training.finite import require_finite_losses, require_finite_weights
 from vaegan.training.freeze import frozen
 from vaegan.training.measure import Measurement
 from vaegan.training.monitor import Monitor
+from vaegan.training.profile import profiled
 from vaegan.training.run_log import Meter, RunLog
 from vaegan.training.schedules import learning_rate_factor
 
 log = logging.getLogger("vaegan")
-
-
-class NonFiniteLoss(FloatingPointError):
-    """A loss became NaN or infinite; the message names the term and the step."""
 
 
 class Trainer:
@@ -42,7 +41,16 @@ class Trainer:
     `train_step` is the algorithm; `fit` adds logs, grids, validation and checkpoints, and may be called once.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, images: ImageSet, validation: ImageSet | None):
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        images: ImageSet,
+        validation: ImageSet | None,
+        model: VAEGAN | None = None,
+        discriminator: nn.Module | None = None,
+    ):
+        """`model` and `discriminator`, where given, take the place of those that the config describes."""
         self.config, self.accelerator, self.images, self.validation = config, accelerator, images, validation
         self.step = 0
         self.monitor = Monitor(config, has_validation=validation is not None)
@@ -51,12 +59,15 @@ class Trainer:
         self.total_steps = config.train.steps or max(1, math.ceil(config.train.epochs * self.steps_per_epoch))
         self.objective = Objective(config.objective)
         self.statistics = Statistics(config.objective.balance_decay)
-        self._build(config, accelerator.device)
-
-    def _build(self, config: Config, device: torch.device) -> None:
         torch.manual_seed(config.seed)  # for the initialisation alone: everything later is counted
-        plain_model, plain_discriminator = build_model(config), build_discriminator(config)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        self._build(config, model or build_model(config), discriminator or build_discriminator(config))
+
+    def _build(self, config: Config, plain_model: VAEGAN, plain_discriminator: nn.Module | None) -> None:
+        device = self.accelerator.device
+        channels_last = config.train.channels_last
+        if channels_last is None:
+            channels_last = device.type != "cpu" or config.model.network == "conv"
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         for module in (plain_model, plain_discriminator):
             if module is not None:
                 module.to(device, memory_format=layout)
@@ -108,7 +119,12 @@ class Trainer:
         gate = True, True
         if self.discriminator is not None:
             for i, (x, noise) in enumerate(zip(micro_batches, noises)):
-                with self._sync(self.discriminator, i == len(micro_batches) - 1), self._twice_differentiable():
+                last = i == len(micro_batches) - 1
+                with (
+                    record_function("discriminator"),
+                    self._sync(self.discriminator, last),
+                    self._twice_differentiable(),
+                ):
                     raw = out.raw if keep else self._fakes(x, noise)
                     loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step)
                     self.accelerator.backward(loss / len(micro_batches))
@@ -117,7 +133,7 @@ class Trainer:
 
         with frozen(self.plain_discriminator):
             for i, (x, noise) in enumerate(zip(micro_batches, noises)):
-                with self._sync(self.model, i == len(micro_batches) - 1):
+                with record_function("autoencoder"), self._sync(self.model, i == len(micro_batches) - 1):
                     out = out if keep else self._training_pass(self.model, x, noise)
                     loss, more, batch[i] = self.objective.autoencoder(
                         self.plain_discriminator, x, out, noise, self.step, self.statistics
@@ -146,7 +162,8 @@ class Trainer:
     def _training_pass(self, model: nn.Module, x: Tensor, noise: Noise) -> TrainingPass:
         """Encode, reconstruct and decode prior samples in one forward of the wrapped model, whose hooks synchronise."""
         o = self.config.objective
-        return model(x if o.uses_reconstruction else None, noise.eps, noise.z_prior if o.uses_prior else None)
+        with record_function("training pass"):
+            return model(x if o.uses_reconstruction else None, noise.eps, noise.z_prior if o.uses_prior else None)
 
     @torch.no_grad()
     def _fakes(self, x: Tensor, noise: Noise) -> Tensor:
@@ -194,13 +211,11 @@ class Trainer:
         c = self.config.train
         if self.finished:
             return
-        batches = self._batches()  # checks the batch size, before anything is written
-        measure = None
-        if self.config.evaluation.every > 0:
-            real = self.validation if self.validation is not None else self.images
-            measure = Measurement(self.config, real, self.shares, self.accelerator.device)
-        run_log = RunLog(self, run_dir)
-        meter = Meter()
+        batches = self.batches()  # checks the batch size, before anything is written
+        measure = self._measurement()
+        run_log, meter = RunLog(self, run_dir), Meter()
+        if c.profile and self.accelerator.is_main_process:
+            batches = profiled(batches, c.profile, self.total_steps - self.step, run_dir, run_log.message)
         try:
             for micro_batches in batches:
                 terms = self.train_step(micro_batches)
@@ -209,7 +224,7 @@ class Trainer:
                 save = last or done % c.save_every == 0
                 # Reading a figure waits for a GPU, so there it is done when figures are read anyway.
                 if done % c.log_every == 0 or save or self.accelerator.device.type == "cpu":
-                    self._require_finite(meter)
+                    require_finite_losses(meter.non_finite(), done)
                 figures = meter.read() if done % c.log_every == 0 else None
                 run_log.progress(figures)
                 if figures:
@@ -218,16 +233,21 @@ class Trainer:
                 with meter.paused():
                     save |= self._look(run_log, measure)
                     if save or self.finished:
-                        self._require_finite_weights()
+                        require_finite_weights(
+                            {"model": self.plain_model, "discriminator": self.plain_discriminator}, done
+                        )
+                        run_log.flush()
                         run_state.save(self, run_dir)
                 if self.finished and not last:
                     run_log.message(f"stopped early: {self.monitor.name} did not improve in {c.patience} measurements")
                     break
             run_state.export_best(self, run_dir)
         finally:
+            batches.close()  # which writes the profile of a run that ends early
             run_log.close()
 
-    def _batches(self) -> Iterator[list[Tensor]]:
+    def batches(self) -> Iterator[list[Tensor]]:
+        """This rank's micro-batches of each step from here to the end of the budget."""
         c = self.config
         return training_batches(
             self.images, c.data, start_step=self.step, stop_step=self.total_steps, batch_size=c.train.batch_size,
@@ -235,20 +255,12 @@ class Trainer:
             world_size=self.accelerator.num_processes, seed=c.seed, device=self.accelerator.device,
         )  # fmt: skip
 
-    def _require_finite(self, meter: Meter) -> None:
-        if bad := meter.non_finite():
-            raise NonFiniteLoss(
-                f"{', '.join(bad)} not finite at step {self.step}; the last checkpoint is kept. Lower optimizer.lr and "
-                "optimizer.discriminator_lr, or set optimizer.grad_clip, and go on with --resume auto"
-            )
-
-    def _require_finite_weights(self) -> None:
-        """A gradient may overflow where no loss did; what is saved must be sound."""
-        for name, module in (("model", self.plain_model), ("discriminator", self.plain_discriminator)):
-            if module is not None and not all(torch.stack([p.isfinite().all() for p in module.parameters()]).tolist()):
-                raise NonFiniteLoss(
-                    f"weights of the {name} not finite at step {self.step}; the last checkpoint is kept"
-                )
+    def _measurement(self) -> Measurement | None:
+        """What measures distances while training, if anything shall; it loads a feature network."""
+        if self.config.evaluation.every == 0:
+            return None
+        real = self.validation if self.validation is not None else self.images
+        return Measurement(self.config, real, self.shares, self.accelerator.device)
 
     def _look(self, run_log: RunLog, measure: Measurement | None) -> bool:
         """Validate, measure distances and draw grids when it is time; whether the monitored figure is the best so far."""
