@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vaegan.networks.strided import StridedConv2d, StridedConvTranspose2d
+from vaegan.networks import strided
+from vaegan.networks.strided import StridedConv2d, StridedConvTranspose2d, _weight_gradient
 
 BFLOAT16 = torch.autocast("cpu", torch.bfloat16)
 PAIRS = {"down": (StridedConv2d, nn.Conv2d, 8), "up": (StridedConvTranspose2d, nn.ConvTranspose2d, 4)}
@@ -61,3 +62,15 @@ def test_frozen_weights_get_no_gradient():
     with BFLOAT16:
         mine(x).sum().backward()
     assert x.grad is not None and mine.weight.grad is None
+
+
+def test_a_gradient_penalty_computes_no_gradient_of_the_weights_that_it_throws_away(monkeypatch):
+    calls = []
+    monkeypatch.setattr(strided, "_weight_gradient", lambda *of: calls.append(1) or _weight_gradient(*of))
+    mine, _, x = pair("down", (8, 16), True)
+    with BFLOAT16:
+        y = mine(x).float()
+    (g_x,) = torch.autograd.grad((y**2).sum(), x, create_graph=True)
+    assert not calls
+    (g_x.square().sum() + y.sum()).backward()
+    assert calls == [1] and mine.weight.grad.isfinite().all()

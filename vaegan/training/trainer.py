@@ -73,8 +73,10 @@ class Trainer:
                 module.to(device, memory_format=layout)
         self.ema = EMA(plain_model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         if config.train.compile:
+            import torch._functorch.config as functorch  # with much of the compiler, which other runs do not need
+
             # Where an adversary on reconstructions has graphs passed twice, their buffers must outlast the first pass.
-            torch._functorch.config.donated_buffer = False
+            functorch.donated_buffer = False
             # Each network by itself: the code between them hooks gradients, which a compiled graph would hide.
             for module in (plain_model.encoder, plain_model.decoder, plain_discriminator):
                 if module is not None:
