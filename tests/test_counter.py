@@ -136,6 +136,11 @@ def test_a_key_is_the_same_in_every_version():
     assert counter.key(0, "sample") == 6744385113216751642
 
 
+def test_a_permutation_is_the_same_in_every_version():
+    order = counter.permutation(12, counter.key(0, "order", 0))
+    assert order.tolist() == [3, 2, 0, 4, 10, 9, 8, 1, 6, 5, 11, 7]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 1000])
 def test_a_permutation_holds_each_index_once(n):
     order = counter.permutation(n, KEY)

@@ -1,6 +1,9 @@
 """Training batches: the same bits whatever the storage, workers, ranks, micro-batches or first step; augmentation."""
 
+import hashlib
 import math
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from vaegan import counter
 from vaegan.config import ConfigError, DataConfig
 from vaegan.data import load_data, to_float, training_batches
 from vaegan.data.augment import augment
+from vaegan.data.workers import _Decoder, to_float_alone
 
 N, SIZE = 22, 12
 AUGMENTED = {"horizontal_flip": True, "crop_padding": 3, "rotation": 20.0}
@@ -64,6 +68,11 @@ def test_to_float_covers_minus_one_to_one():
     x = to_float(torch.tensor([0, 51, 255], dtype=torch.uint8))
     assert x.dtype == torch.float32 and x.tolist() == pytest.approx([-1, -0.6, 1], abs=1e-7)
     assert x[0] == -1 and x[2] == 1
+
+
+def test_on_one_thread_the_same_floats_come_out():
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_float_alone(every), to_float(every)) and to_float_alone(every).dtype == torch.float32
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -136,6 +145,29 @@ def test_a_truncated_file_in_a_worker_is_one_line(folder, tmp_path, workers):
     assert "\n" not in str(error.value)
 
 
+def test_workers_share_memory_however_they_are_started(folder):
+    """A process that is spawned gets its decoder pickled."""
+    images = load_data(config(folder, storage="stream"))[0]
+    transform = partial(augment, seed=0, flip=True, crop_padding=3, rotation=20.0)
+    slots = torch.zeros(2, 4, 3, SIZE, SIZE, dtype=torch.uint8).share_memory_()
+    received = ForkingPickler.loads(ForkingPickler.dumps(_Decoder(images, slots, transform)))
+    rows = torch.tensor([3, 1, 4, 15])
+    assert received[1, 6, rows.tolist()] == (1, "") and slots[0].eq(0).all()
+    assert torch.equal(slots[1], transform(images.batch(rows), rows, epoch=6))
+
+
+def test_too_little_shared_memory_is_one_line(folder, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm):\nNo space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(ConfigError) as error:
+        steps(config(folder, storage="stream", workers=2), batch_size=22)
+    assert str(error.value).startswith("data.workers 2 need 0 MiB of shared memory, which cannot be had (unable to")
+    assert "enlarge /dev/shm, or set data.workers to 0" in str(error.value) and "\n" not in str(error.value)
+    assert len(steps(config(folder, storage="stream", workers=0))) == 8
+
+
 def random_images(count=64, size=9, seed=0):
     return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(seed)).byte()
 
@@ -179,6 +211,13 @@ def test_the_largest_padding_is_reflected_once():
     rows = {tuple(image[0, 0].tolist()) for image in transform(images, torch.arange(500), crop_padding=3)}
     reflected = [3, 2, 1, 0, 1, 2, 3, 2, 1, 0]
     assert rows == {tuple(reflected[x : x + 4]) for x in range(7)}
+
+
+def test_augmented_images_are_the_same_in_every_version():
+    images = (torch.arange(50 * 3 * 12 * 12) * 37 % 251).byte().view(50, 3, 12, 12)
+    augmented = transform(images, torch.arange(50) * 7, seed=3, epoch=5, flip=True, crop_padding=3)
+    digest = hashlib.sha256(augmented.numpy()).hexdigest()
+    assert digest == "0638923550c33e0dae9906134e659ba2842ecd97131b797a180092b37dc27d19"
 
 
 def test_flip_and_crop_are_the_crop_mirrored():

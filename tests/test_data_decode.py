@@ -5,11 +5,13 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from vaegan.config import ConfigError
 from vaegan.data import decode_file
-from vaegan.data.decode import decode_bytes, decode_native, to_channels, to_square
+from vaegan.data.decode import _DECODING_ERRORS, _any, _plain, decode_bytes, decode_native, to_channels, to_square
 
 
 def photo(height=24, width=24, seed=0) -> np.ndarray:
@@ -203,3 +205,82 @@ def test_one_image_and_a_batch_are_fitted_alike(fit):
     for size in (16, 32, 64):
         batch = to_square(images, size, fit)
         assert all(torch.equal(to_square(image, size, fit), fitted) for image, fitted in zip(images, batch))
+
+
+def test_fitting_is_torchvisions_antialiased_bicubic():
+    images = torch.stack([torch.from_numpy(photo(28, 40, seed)).permute(2, 0, 1) for seed in range(3)])
+    for size in (9, 64):
+        expected = resize(images, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(to_square(images, size, "stretch"), expected)
+        assert torch.equal(to_square(images[1], size, "stretch"), expected[1])
+
+
+def text(key: str, value: str) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(key, value)
+    return info
+
+
+ORIENTATION = Image.Exif()
+ORIENTATION[0x0112] = 6
+# Options by format, in which a file is no more than its pixels.
+PIXELS = [
+    ("PNG", {}), ("PNG", {"optimize": True}), ("PNG", {"dpi": (72, 72)}), ("PNG", {"compress_level": 0}),
+    ("PNG", {"pnginfo": text("Comment", "of no meaning")}), ("PNG", {"icc_profile": b"profile" * 20}),
+    ("JPEG", {}), ("JPEG", {"optimize": True}), ("JPEG", {"progressive": True}), ("JPEG", {"comment": b"of no meaning"}),
+    ("JPEG", {"quality": 95, "subsampling": 0}), ("JPEG", {"restart_marker_blocks": 1}),
+]  # fmt: skip
+# And in which it is more, so that Pillow's own way has to be taken.
+MORE = [
+    ("PNG", {"exif": ORIENTATION}), ("PNG", {"pnginfo": text("XML:com.adobe.xmp", 'tiff:Orientation="6"')}),
+    ("PNG", {"pnginfo": text("Comment", "IDAT")}), ("PNG", {"icc_profile": np.random.default_rng(0).bytes(9000)}),
+    ("JPEG", {"exif": ORIENTATION}), ("JPEG", {"xmp": b'tiff:Orientation="6"'}), ("WEBP", {}), ("BMP", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "options"), PIXELS)
+def test_the_short_way_gives_what_pillow_gives(kind, options):
+    for mode in ("RGB", "L", "RGB"):  # a header is remembered, and must not be taken for another one
+        for size in ((24, 24), (17, 9)):
+            data = encode(Image.fromarray(photo(*size)).convert(mode), kind, **options)
+            assert np.array_equal(_plain(data), _any(data)) and _any(data).shape[:2] == size
+
+
+@pytest.mark.parametrize(("kind", "options"), MORE)
+def test_the_short_way_is_not_for_what_is_more_than_pixels(kind, options):
+    data = encode(Image.fromarray(photo()), kind, **options)
+    with pytest.raises(_DECODING_ERRORS):
+        _plain(data)
+    assert np.array_equal(hwc(decode_native(data, "it")), _any(data))
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "RGBA", "I;16"])
+def test_the_short_way_is_not_for_other_pixels(mode):
+    image = Image.fromarray(photo()[..., 0].astype(np.uint16)) if mode == "I;16" else Image.fromarray(photo())
+    with pytest.raises(_DECODING_ERRORS):
+        _plain(encode(image if mode == "I;16" else image.convert(mode), "PNG"))
+    with pytest.raises(_DECODING_ERRORS):
+        _plain(encode(Image.fromarray(photo()), "PNG", transparency=(0, 0, 0)))
+
+
+def test_the_short_way_takes_no_file_that_pillow_refuses():
+    """Whatever is damaged, cut off or put in: the same pixels, or Pillow's own way has the last word."""
+    rng = np.random.default_rng(0)
+    files = [encode(Image.fromarray(photo(16, 16)), kind, **options) for kind, options in PIXELS]
+    taken = 0
+    for data in files * 100:
+        damaged = bytearray(data)
+        place = rng.integers(len(data))
+        if rng.random() < 0.6:
+            damaged[place] = rng.integers(256)
+        elif rng.random() < 0.5:
+            del damaged[place : place + rng.integers(1, 40)]
+        else:
+            damaged[place:place] = rng.bytes(rng.integers(1, 20))
+        try:
+            short = _plain(bytes(damaged))
+        except _DECODING_ERRORS:
+            continue
+        taken += 1
+        assert np.array_equal(short, _any(bytes(damaged)))
+    assert taken > 100

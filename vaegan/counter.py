@@ -27,17 +27,17 @@ def _signed(value: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's >> of int64 copies the sign
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # torch's >> of int64 copies the sign
 
 
 def _bits(rows: Tensor, columns: int, key: int) -> Tensor:
     """64 random bits for each of (B,) rows and `columns`, fewer than 2^20: (B, columns) int64."""
     assert columns < 1 << 20, "a row's numbers would run into the next row's"
     x = rows[:, None] * (1 << 20) + torch.arange(columns, device=rows.device)  # (B, columns), one count each
-    x = x * _signed(_GOLDEN) + key
-    x = (x ^ _shift_right(x, 30)) * _signed(_MIX_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MIX_2)
-    return x ^ _shift_right(x, 31)
+    x.mul_(_signed(_GOLDEN)).add_(key)  # in place: of millions of numbers, memory takes most of the time
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_signed(_MIX_1))
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_signed(_MIX_2))
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def uniform(rows: Tensor, columns: int, key: int) -> Tensor:
@@ -46,15 +46,15 @@ def uniform(rows: Tensor, columns: int, key: int) -> Tensor:
     rows: (B,) int64, any device; columns: numbers a row. Returns (B, columns) float32 on that device.
     """
     # 23 bits and the half are exact in float32.
-    return (_shift_right(_bits(rows, columns, key), 41).float() + 0.5) * 2.0**-23
+    return _shift_right(_bits(rows, columns, key), 41).float().add_(0.5).mul_(2.0**-23)
 
 
 def normal(rows: Tensor, columns: int, key: int) -> Tensor:
     """Standard normal numbers by Box & Muller (1958), at most 5.77 in magnitude; shapes as in `uniform`."""
     u = uniform(rows, columns + columns % 2, key)
-    radius = (-2 * u[:, 0::2].log()).sqrt()
+    radius = u[:, 0::2].log().mul_(-2).sqrt_()
     angle = 2 * math.pi * u[:, 1::2]
-    return torch.stack([radius * angle.cos(), radius * angle.sin()], 2).flatten(1)[:, :columns]
+    return torch.stack([angle.cos().mul_(radius), angle.sin().mul_(radius)], 2).flatten(1)[:, :columns]
 
 
 def permutation(n: int, key: int) -> Tensor:

@@ -3,16 +3,17 @@
 So a run goes on exactly from any step, and neither storage, workers, processes nor micro-batches change what is seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vaegan import counter
 from vaegan.config import ConfigError, DataConfig
 from vaegan.data.augment import augment
 from vaegan.data.images import ImageSet
+from vaegan.data.workers import decoded, to_float_alone
 
 
 def training_batches(
@@ -47,10 +48,21 @@ def training_batches(
             "more images)"
         )
 
-    def plan() -> Iterator[tuple[int, Tensor]]:
-        return _micro_batches(len(images), start_step, stop_step, batch_size, accumulate, rank, world_size, seed)
+    device = torch.device(device)
 
-    return _augmented(images, config, plan, accumulate, seed, torch.device(device))
+    def plan() -> Iterator[tuple[int, Tensor, Tensor]]:
+        return _micro_batches(
+            len(images), start_step, stop_step, batch_size, accumulate, rank, world_size, seed, device
+        )
+
+    transform = partial(
+        augment, seed=seed, flip=config.horizontal_flip, crop_padding=config.crop_padding, rotation=config.rotation
+    )
+    if images.in_memory:
+        batches = _from_memory(images.pixels, plan(), transform, device)
+    else:
+        batches = _from_workers(images, config.workers, plan, batch_size // parts, transform, device)
+    return _in_lists(batches, accumulate)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -59,74 +71,63 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def _micro_batches(
-    n: int, start: int, stop: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (epoch, indices) of each micro-batch of this rank, all epochs in one chain."""
+    n: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    accumulate: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    device: torch.device,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield epoch, indices on the CPU and indices on the device of each micro-batch of this rank, epoch by epoch."""
     steps, share = n // batch_size, batch_size // world_size
-    epoch, order = -1, None
+    epoch = -1
     for step in range(start, stop):
         if step // steps != epoch:
             epoch = step // steps
             order = counter.permutation(n, counter.key(seed, "order", epoch))
+            moved = _to_device(order, device)  # once an epoch: a copy for each step would wait for the GPU
         first = step % steps * batch_size + rank * share
-        for indices in order[first : first + share].chunk(accumulate):
-            yield epoch, indices
+        place = slice(first, first + share)
+        for rows, indices in zip(order[place].chunk(accumulate), moved[place].chunk(accumulate)):
+            yield epoch, rows, indices
 
 
-def _augmented(images, config, plan, accumulate, seed, device) -> Iterator[list[Tensor]]:
-    fetch = _from_memory if images.in_memory else _from_workers
-    batch = []
-    for (epoch, indices), pixels in zip(plan(), fetch(images, config, plan(), device)):
-        pixels = augment(
-            pixels,
-            indices,
-            seed=seed,
-            epoch=epoch,
-            flip=config.horizontal_flip,
-            crop_padding=config.crop_padding,
-            rotation=config.rotation,
-        )
-        batch.append(to_float(pixels))
-        if len(batch) == accumulate:
-            yield batch
-            batch = []
+def _in_lists(batches: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
+    group = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == count:
+            yield group
+            group = []
 
 
-def _from_memory(images, config, plan, device) -> Iterator[Tensor]:
-    """Micro-batches of uint8 on the device. The whole set is moved there if it takes a quarter of what is free."""
-    pixels = images.pixels
+def _from_memory(pixels: Tensor, plan: Iterator, transform: Callable, device: torch.device) -> Iterator[Tensor]:
+    """Micro-batches of a set in memory, which is moved to a GPU whole if it takes a quarter of what is free there."""
     if device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 4:
         pixels = pixels.to(device)
-    for _, indices in plan:
-        yield pixels.index_select(0, indices.to(pixels.device)).to(device)
+    for epoch, rows, indices in plan:
+        images = _to_device(pixels.index_select(0, indices if pixels.device == indices.device else rows), device)
+        yield to_float(transform(images, indices, epoch=epoch))
 
 
-def _from_workers(images, config, plan, device) -> Iterator[Tensor]:
-    """Micro-batches of uint8 on the device, decoded by worker processes that live as long as this iterator."""
-    loader = DataLoader(
-        _Decoder(images),
-        batch_size=None,  # an item is a whole micro-batch
-        sampler=(indices.tolist() for _, indices in plan),
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if config.workers else None,
-        generator=torch.Generator(),  # its own, or it would draw from torch's global one
-    )
-    for pixels in loader:
-        if isinstance(pixels, str):
-            raise ConfigError(pixels)
-        yield pixels.to(device, non_blocking=True)
+def _from_workers(
+    images: ImageSet, workers: int, plan: Callable, batch_size: int, transform: Callable, device: torch.device
+) -> Iterator[Tensor]:
+    """Micro-batches of a streaming set. Workers transform them where the device is a CPU, which they share with it."""
+    on_cpu = device.type == "cpu"
+    tasks = ((epoch, rows) for epoch, rows, _ in plan())
+    arriving = decoded(images, workers, tasks, batch_size, transform if on_cpu else None)
+    for (epoch, _, indices), pixels in zip(plan(), arriving):
+        yield (
+            to_float_alone(pixels) if on_cpu else to_float(transform(_to_device(pixels, device), indices, epoch=epoch))
+        )
 
 
-class _Decoder(torch.utils.data.Dataset):
-    """What the loader's workers run: a list of indices to pixels."""
-
-    def __init__(self, images: ImageSet):
-        self.images = images
-
-    def __getitem__(self, rows: list[int]) -> Tensor | str:
-        """uint8 (B, C, H, W), or what is wrong with a file: an exception would arrive wrapped in a worker's trace."""
-        try:
-            return self.images.decode(rows)
-        except ConfigError as error:
-            return str(error)
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """On a GPU without waiting for it, which takes pinned memory."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

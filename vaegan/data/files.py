@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vaegan.config import ConfigError
-from vaegan.data.decode import decode_native, to_channels, to_square
+from vaegan.data.decode import decode_array, to_channels, to_square
 from vaegan.data.labels import labels_of
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -44,9 +45,9 @@ class FileImages:
 
     @cached_property
     def gains_from_threads(self) -> bool:
-        """Small files do not: two threads decoded JPEG files of 1 KB more slowly than one, as they spend their time in
-        handing Python's lock to each other. Pillow lets go of it while it decodes, which counts for larger files."""
-        return sum(stamp[0] for stamp in self.stamps) > 4096 * len(self)
+        """Small files do not: two threads decoded files of 1 KB no faster than one, as they spend their time in handing
+        Python's lock to each other. Pillow lets go of it while it decodes, which counts for larger files."""
+        return sum(stamp[0] for stamp in self.stamps) > 1536 * len(self)
 
     @property
     def digest(self) -> str:
@@ -66,20 +67,33 @@ class FileImages:
 
     def images(self, rows: Sequence[int], image_size: int, channels: int, fit: str) -> Tensor:
         """Decode these rows to uint8 (B, C, image_size, image_size). Raises ConfigError naming the file."""
-        images = torch.empty(len(rows), 3, image_size, image_size, dtype=torch.uint8)
-        for image, row in zip(images, rows):
-            image.copy_(to_square(self.native(row), image_size, fit))  # grey becomes three equal channels
-        return to_channels(images, channels)
+        arrays = [self._square(row, image_size, fit) for row in rows]
+        colours = 1 if channels == 1 and all(array.shape[2] == 1 for array in arrays) else 3
+        images = np.empty((len(arrays), image_size, image_size, colours), np.uint8)
+        for image, array in zip(images, arrays):
+            image[...] = array  # grey becomes three equal channels
+        return to_channels(torch.from_numpy(images).permute(0, 3, 1, 2), channels).contiguous()
 
     def native(self, row: int) -> Tensor:
         """Decode this row at its own size to uint8 (1 or 3, H, W). Raises ConfigError naming the file."""
+        return torch.from_numpy(self._array(row).transpose(2, 0, 1))
+
+    def _square(self, row: int, size: int, fit: str) -> np.ndarray:
+        """(size, size, 1 or 3)."""
+        array = self._array(row)
+        if array.shape[:2] == (size, size):  # it is spared the way through torch
+            return array
+        return to_square(torch.from_numpy(array.transpose(2, 0, 1)), size, fit).permute(1, 2, 0).numpy()
+
+    def _array(self, row: int) -> np.ndarray:
+        """(H, W, 1 or 3)."""
         name = self.names[row]
         where = f"{self.where}/{name}"
         try:
             data = self.read(name)
         except OSError as error:
             raise ConfigError(f"{where} cannot be read ({error}); restore or remove the file") from error
-        return decode_native(data, where)
+        return decode_array(data, where)
 
 
 def open_folder(field: str, folder: Path) -> FileImages:
@@ -133,7 +147,7 @@ def images_in(field: str, folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yield (relative name, bytes, time of writing) of the image files anywhere in a folder, in no order. ConfigError if
     it cannot be read, or for links out of it."""
     try:
-        yield from (file for file in _scan(field, folder, folder) if is_image(file[0]))
+        yield from (file for file in _scan(field, folder, folder, "") if is_image(file[0]))
     except OSError as error:
         raise ConfigError(f"{field}: {folder} cannot be read ({error}); check its permissions") from error
 
@@ -156,7 +170,7 @@ def require_images(names: list[str], where: str) -> None:
         raise ConfigError(f"{where} holds no images (looked for {looked_for}); give a folder or an archive of images")
 
 
-def _scan(field: str, root: Path, folder: Path):
+def _scan(field: str, root: Path, folder: str | Path, prefix: str):
     """Yield (relative name, bytes, time of writing in ns) of all that is not hidden."""
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
@@ -164,9 +178,9 @@ def _scan(field: str, root: Path, folder: Path):
         if entry.is_symlink():
             _require_inside(field, root, entry)
         if entry.is_dir():
-            yield from _scan(field, root, Path(entry.path))
+            yield from _scan(field, root, entry.path, f"{prefix}{entry.name}/")
         elif stat.S_ISREG((status := entry.stat()).st_mode):
-            yield Path(entry.path).relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
+            yield prefix + entry.name, status.st_size, status.st_mtime_ns
 
 
 def _require_inside(field: str, root: Path, entry: os.DirEntry) -> None:
@@ -181,14 +195,15 @@ def _require_inside(field: str, root: Path, entry: os.DirEntry) -> None:
 
 
 def _read_file(folder: Path, name: str) -> bytes:
-    return (folder / name).read_bytes()
+    with open(f"{folder}/{name}", "rb", buffering=0) as file:
+        return file.read()
 
 
 def _read_entry(path: Path, entries: dict[str, zipfile.ZipInfo], name: str) -> bytes:
     """An entry's bytes, checked against its CRC. The archive is opened anew each time, which costs microseconds and
     leaves no handle to share between threads or to lose at a fork."""
     info = entries[name]
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         file.seek(info.header_offset)
         header = file.read(30)
         if len(header) < 30:

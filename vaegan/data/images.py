@@ -43,6 +43,7 @@ class ImageSet:
         """Raises ConfigError naming the file if an image that is decoded beforehand cannot be."""
         self._source = source
         self._form = (config.image_size, config.channels, config.fit)
+        self.shape = (config.channels, config.image_size, config.image_size)
         self.labels = source.labels  # (N,) int64, or None
         self.classes = source.classes
         self.written = source.written
@@ -62,7 +63,7 @@ class ImageSet:
         return self._decode_in_threads(indices.tolist())
 
     def decode(self, rows: list[int]) -> Tensor:
-        """The same for a streaming set in a worker process, which should keep to one thread."""
+        """The same of a streaming set, in one thread as a worker process should."""
         return self._source.images(rows, *self._form)
 
     def _decode_in_threads(self, rows) -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from vaegan.config import ConfigError
@@ -69,7 +68,9 @@ def open_named(field: str, name: str, root: str, train: bool) -> ArrayImages | F
     folder = Path(root).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = _TORCHVISION[name](folder, train)
+        from torchvision import datasets  # takes a second or two, and is seldom needed
+
+        dataset = _TORCHVISION[name](datasets, folder, train)
         if name == "celeba":  # forty attributes, but no classes
             return listed_files(field, folder / "celeba" / "img_align_celeba", list(dataset.filename), None, None)
         if name == "flowers102":  # torchvision keeps its lists private, and gives only decoded images
@@ -88,12 +89,12 @@ def open_named(field: str, name: str, root: str, train: bool) -> ArrayImages | F
 
 # Looked up when called, so that importing this module costs nothing and a split's name is beside its set.
 _TORCHVISION = {
-    "mnist": lambda root, train: torchvision.datasets.MNIST(root, train=train, download=True),
-    "fashion_mnist": lambda root, train: torchvision.datasets.FashionMNIST(root, train=train, download=True),
-    "cifar10": lambda root, train: torchvision.datasets.CIFAR10(root, train=train, download=True),
-    "svhn": lambda root, train: torchvision.datasets.SVHN(root, split="train" if train else "test", download=True),
-    "celeba": lambda root, train: torchvision.datasets.CelebA(root, split="train" if train else "valid", download=True),
-    "flowers102": lambda root, train: torchvision.datasets.Flowers102(
+    "mnist": lambda datasets, root, train: datasets.MNIST(root, train=train, download=True),
+    "fashion_mnist": lambda datasets, root, train: datasets.FashionMNIST(root, train=train, download=True),
+    "cifar10": lambda datasets, root, train: datasets.CIFAR10(root, train=train, download=True),
+    "svhn": lambda datasets, root, train: datasets.SVHN(root, split="train" if train else "test", download=True),
+    "celeba": lambda datasets, root, train: datasets.CelebA(root, split="train" if train else "valid", download=True),
+    "flowers102": lambda datasets, root, train: datasets.Flowers102(
         root, split="train" if train else "val", download=True
     ),
 }
