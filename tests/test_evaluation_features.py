@@ -15,10 +15,11 @@ from conftest import SHARED_DATA
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, pad
 
 from vaegan.config import ConfigError
 from vaegan.evaluation import distances, pretrained, weights
+from vaegan.evaluation.efficientnet import StridedConv2d
 from vaegan.evaluation.features import EXTRACTORS, Extractor, load_extractor
 from vaegan.evaluation.inception import Inception
 from vaegan.evaluation.pretrained import fold_batch_norm
@@ -346,6 +347,18 @@ def test_efficientnet_knows_photographs(efficientnet):
     x = torch.from_numpy(np.stack([np.asarray(image) for image in read])).permute(0, 3, 1, 2)
     logits = torch.cat([efficientnet(batch) for batch in x.split(50)]) @ efficientnet.classifier.T
     assert (logits.argmax(1) == torch.arange(0, 1000, 5)).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (7, 11), (8, 11), (7, 12)])
+def test_strided_convolutions_are_padded_as_tensorflow_does(kernel, height, width):
+    x = torch.randn(2, 6, height, width, generator=torch.Generator().manual_seed(0))
+    layer = StridedConv2d(6, 6, kernel, 2, groups=3)
+    rows, columns = (max(0, (-(-size // 2) - 1) * 2 + kernel - size) for size in (height, width))
+    padded = pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    expected = conv2d(padded, layer.weight, layer.bias, 2, groups=3)
+    assert expected.shape == (2, 6, -(-height // 2), -(-width // 2))
+    assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
 def test_efficientnet_equals_the_reference_implementation(efficientnet):

@@ -41,22 +41,20 @@ def extract(
     so many that `kept` suffices. `progress` is told of images done here. Raises ConfigError if an image is damaged, if
     a feature is not finite, or if fewer than two images are left.
     """
-    stride = -(-len(source) // kept)
-    moments, mine = Moments(), []
+    moments, features_kept = Moments(), _Kept(len(source), -(-len(source) // kept))
     for start, images in _batches(
         source, batch_starts(len(source), batch_size, shares.rank, shares.processes), batch_size
     ):
         if len(images):
             features = extractor(images)
             moments.update(features)
-            first = -start % stride  # the first of this batch whose place in the set is a multiple of the stride
-            mine.append(((start + first) // stride, features[first::stride].cpu()))
+            features_kept.add(start, features)
         progress(min(batch_size, len(source) - start))
     moments = moments.merged(shares.total)
     _report_skipped(source, shares)
     if moments.n < 2:
         raise ConfigError(f"{source.name}: a distance needs at least 2 images, got {moments.n}")
-    return moments.statistics(_gathered(mine, -(-len(source) // stride), len(moments.mean), shares))
+    return moments.statistics(features_kept.of_all(len(moments.mean), shares))
 
 
 def reference(
@@ -133,16 +131,30 @@ def _batches(source: Source, starts: range, batch_size: int) -> Iterator[tuple[i
             yield start, images
 
 
-def _gathered(mine: list[tuple[int, Tensor]], n: int, d: int, shares: Shares) -> Tensor:
-    """All processes' features in the order of the images, (n, d), without the places of those that were skipped.
+class _Kept:
+    """Every `stride`-th of n images' features, in the order of the images. Each process adds those of its batches."""
 
-    Each fills its own rows among zeros and they are added up, which is exact.
-    """
-    features, filled = torch.zeros(n, d), torch.zeros(n)
-    for place, part in mine:
-        features[place : place + len(part)], filled[place : place + len(part)] = part, 1
-    features, filled = shares.total(features), shares.total(filled)
-    return features if filled.all() else features[filled > 0]
+    def __init__(self, n: int, stride: int):
+        self._stride = stride
+        self._rows: Tensor | None = None  # (m, d)
+        self._filled = torch.zeros(-(-n // stride))  # (m,), 1 or 0
+
+    def add(self, start: int, features: Tensor) -> None:
+        """Features (B, d) of the images from `start` on."""
+        if self._rows is None:  # at once: a piece a batch would lie between what is freed, and leave gaps in memory
+            self._rows = torch.zeros(len(self._filled), features.shape[1])
+        first = -start % self._stride  # the first of this batch whose place in the set is a multiple of the stride
+        part, place = features[first :: self._stride], (start + first) // self._stride
+        self._rows[place : place + len(part)], self._filled[place : place + len(part)] = part, 1
+
+    def of_all(self, d: int, shares: Shares) -> Tensor:
+        """All processes' features, (m, d), without the places of images that were skipped.
+
+        Each process filled its own rows among zeros, and they are added up, which is exact.
+        """
+        rows = torch.zeros(len(self._filled), d) if self._rows is None else self._rows
+        rows, filled = shares.total(rows), shares.total(self._filled)
+        return rows if filled.all() else rows[filled > 0]
 
 
 def _report_skipped(source: Source, shares: Shares) -> None:

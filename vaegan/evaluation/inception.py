@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
 # A block is a tuple of branches whose outputs are concatenated. A branch is a tuple of steps: the name of a pool, a
-# convolution (name, channels, kernel[, stride]), or a list of convolutions side by side.
+# convolution (name, channels, kernel[, stride]), or a list of convolutions side by side. The 1x1 convolution after
+# "average" does the pooling.
+_average = partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)  # as TensorFlow does
 _POOLS = {
-    "average": partial(avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False),  # as TensorFlow does
     "max": partial(max_pool2d, kernel_size=3, stride=1, padding=1),
     "halve": partial(max_pool2d, kernel_size=3, stride=2),
 }
@@ -75,10 +76,17 @@ def _block_e(pool: str) -> tuple:
 
 
 class ConvolutionNormReLU(nn.Module):
-    """Convolution without bias, batch norm and ReLU. Padded to keep the size unless `padding` says otherwise."""
+    """Convolution without bias, batch norm and ReLU. Padded to keep the size unless `padding` says otherwise.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], stride=1, padding=None):
+    averages: of the average pool before a 1x1 convolution. Before its ReLU the two commute, as the weights of an average
+    sum to one, and after it there are fewer channels to pool.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], stride=1, padding=None, averages=False
+    ):
         super().__init__()
+        self.averages = averages
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         if padding is None:
             padding = (height // 2, width // 2) if stride == 1 else 0
@@ -86,7 +94,8 @@ class ConvolutionNormReLU(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x)).relu_()
+        x = self.bn(self.conv(x))
+        return (_average(x) if self.averages else x).relu_()
 
 
 class Mixed(nn.Module):
@@ -97,12 +106,13 @@ class Mixed(nn.Module):
         self.branches = branches
         for branch in branches:
             channels = in_channels
+            averages = branch[0] == "average"
             for step in branch:
                 if isinstance(step, str):
                     continue
                 side_by_side = step if isinstance(step, list) else [step]
                 for name, *shape in side_by_side:
-                    setattr(self, name, ConvolutionNormReLU(channels, *shape))
+                    setattr(self, name, ConvolutionNormReLU(channels, *shape, averages=averages))
                 channels = sum(out_channels for _, out_channels, *_ in side_by_side)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +121,7 @@ class Mixed(nn.Module):
     def _branch(self, x: Tensor, branch: tuple) -> Tensor:
         for step in branch:
             if isinstance(step, str):
-                x = _POOLS[step](x)
+                x = _POOLS[step](x) if step in _POOLS else x
             elif isinstance(step, list):
                 x = torch.cat([getattr(self, name)(x) for name, *_ in step], 1)
             else:

@@ -2,11 +2,11 @@
 
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 import PIL
 import torch
-import torchvision
 
 import vaegan
 from vaegan.config import ConfigError
@@ -29,7 +29,7 @@ def describe(extractor: Extractor, source: Source) -> dict[str, str]:
     return protocol | {
         "vaegan": vaegan.__version__,
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),  # to import it takes a second or two
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "python": platform.python_version(),

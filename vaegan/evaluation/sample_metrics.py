@@ -41,8 +41,8 @@ def kernel_distance(
     random = np.random.RandomState(seed)
     rows = [torch.from_numpy(random.choice(len(x), size, replace=False)) for _ in range(subsets) for x in (real, fake)]
     rows_real, rows_fake = (torch.stack(part).to(real.device) for part in (rows[0::2], rows[1::2]))  # (subsets, size)
-    whole = len(real) ** 2 + len(real) * len(fake) + len(fake) ** 2
-    if whole <= 3 * subsets * size**2:  # one kernel matrix of all images costs less than one a subset
+    whole = len(real) ** 2 / 2 + len(real) * len(fake) + len(fake) ** 2 / 2
+    if whole <= 2.5 * subsets * size**2:  # one kernel matrix of all images costs less than one a subset
         values = _squared_mmd(real, fake, _members(rows_real, len(real)), _members(rows_fake, len(fake)))
     else:
         ones = torch.ones(1, size, dtype=torch.float64, device=real.device)
@@ -58,17 +58,25 @@ def _members(rows: Tensor, n: int) -> Tensor:
 def _squared_mmd(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
     """(s,) of the subsets that in_x (s, n) and in_y (s, m) mark; all of one size."""
     size = in_x[0].sum()
-    within = sum(_kernel_sum(z, z, member, member) - member @ _own_kernel(z) for z, member in ((x, in_x), (y, in_y)))
-    return within / (size * (size - 1)) - 2 * _kernel_sum(x, y, in_x, in_y) / size**2
+    within = _sum_within(x, in_x) + _sum_within(y, in_y)
+    return within / (size * (size - 1)) - 2 * _sum_between(x, y, in_x, in_y) / size**2
 
 
-def _own_kernel(x: Tensor) -> Tensor:
-    """(n,): the kernel of each row with itself."""
-    return torch.cat([(block.double().square().sum(1) / x.shape[1] + 1) ** 3 for block in x.split(_BLOCK)])
+def _sum_within(x: Tensor, member: Tensor) -> Tensor:
+    """(s,): the kernel summed over all pairs of two different rows of a subset. Each pair is computed once."""
+    x = x.double()
+    sums = torch.zeros(len(member), dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), _BLOCK):
+        block, later = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+        kernel = (x[block] @ x[start:].T / x.shape[1] + 1) ** 3
+        kernel.fill_diagonal_(0)
+        partners = torch.cat([member[:, block], 2 * member[:, later]], 1)
+        sums += (member[:, block] @ kernel * partners).sum(1)
+    return sums
 
 
-def _kernel_sum(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
-    """(s,): the kernel summed over all pairs of a subset."""
+def _sum_between(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """(s,): the kernel summed over all pairs of a row of one set and a row of the other."""
     y = y.double()
     sums = torch.zeros(len(in_x), dtype=torch.float64, device=x.device)
     for block, member in zip(x.split(_BLOCK), in_x.split(_BLOCK, 1)):
