@@ -3,11 +3,11 @@
 growth and memory. Contestants run in turn, A B C A B C …, after a round that is not counted; figures are medians, and
 ratios medians of the rounds' ratios. `pip install -e ".[benchmark]"` brings the other packages.
 
-Writes speed.md and speed.json into the folder given by --out, after each part.
+Writes speed.md and speed.json into the folder given by --out, after each table of the step and each other part.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import data_path
@@ -19,7 +19,7 @@ from timing import Table, machine, markdown, write
 
 from vaegan.training import process
 
-PARTS: dict[str, Callable[[int, str], list[Table]]] = {
+PARTS: dict[str, Callable[[int, str], Iterable[Table]]] = {
     "step": lambda repeats, root: step.tables(repeats),
     "data": data_path.tables,
     "evaluation": lambda repeats, root: evaluation.tables(repeats),
@@ -40,8 +40,9 @@ def main() -> None:
     process.use_cpu(0)
     tables, about = [], machine()
     for part in options.parts:
-        tables += PARTS[part](options.repeats, options.root)
-        write(options.out, tables, about)
+        for table in PARTS[part](options.repeats, options.root):
+            tables.append(table)
+            write(options.out, tables, about)
     print(markdown(tables, about))
 
 

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from timing import Table, in_turn, rows
@@ -43,9 +43,9 @@ CASES = {
 }
 
 
-def tables(repeats: int, cases: Sequence[str] = tuple(CASES)) -> list[Table]:
+def tables(repeats: int, cases: Sequence[str] = tuple(CASES)) -> Iterator[Table]:
     """A table for each of CASES."""
-    return [_table(case, repeats) for case in cases]
+    return (_table(case, repeats) for case in cases)
 
 
 def _table(case: str, repeats: int) -> Table:

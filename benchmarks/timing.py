@@ -49,7 +49,7 @@ def in_turn(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[s
             figure = measure()
             if round_:
                 figures[name].append(figure)
-        print(f"round {round_} of {repeats}: {', '.join(contestants)}", file=sys.stderr, flush=True)
+            print(f"round {round_} of {repeats}: {name} {_number(figure)}", file=sys.stderr, flush=True)
     return figures
 
 
