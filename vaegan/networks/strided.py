@@ -65,7 +65,7 @@ def _as_1x1(weight: Tensor) -> Tensor:
 
 
 class _Down(torch.autograd.Function):
-    """A convolution. All gradients are operators that can be differentiated again."""
+    """A convolution. The gradient of `x` is differentiated again by a gradient penalty, so it is one of these too."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,7 +77,7 @@ class _Down(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = _wanted(ctx)
         return (
-            F.conv_transpose2d(gradient, weight, None, _STRIDE, _PADDING) if needs_x else None,
+            _Up.apply(gradient, weight, None) if needs_x else None,
             _weight_gradient(x, gradient) if needs_weight else None,
             gradient.float().sum((0, 2, 3)) if needs_bias else None,
         )
@@ -96,7 +96,7 @@ class _Up(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = _wanted(ctx)
         return (
-            F.conv2d(gradient, weight, None, _STRIDE, _PADDING) if needs_x else None,
+            _Down.apply(gradient, weight, None) if needs_x else None,
             _weight_gradient(gradient, x) if needs_weight else None,
             gradient.float().sum((0, 2, 3)) if needs_bias else None,
         )
