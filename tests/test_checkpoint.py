@@ -121,19 +121,19 @@ def test_every_damage_is_found_and_the_checkpoint_before_is_taken(folder, caplog
 
 
 def test_a_save_that_is_cut_short_leaves_the_old_checkpoints_alone(folder, monkeypatch):
-    real, calls = checkpoint.save_file, []
+    real, calls = checkpoint._write, []
 
-    def dying(tensors, path):
-        calls.append(path)
-        real(tensors, path)
+    def dying(file, data):
+        calls.append(file)
         if len(calls) == 2:
             raise OSError(28, "No space left on device")
+        return real(file, data)
 
-    monkeypatch.setattr(checkpoint, "save_file", dying)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(checkpoint, "_write", dying)
+    with pytest.raises(OSError, match=r"step_00000040 cannot be written \(No space left on device\): it takes 16 bytes, \d+ are free"):
         checkpoint.save(folder, 40, {"model": {"w": torch.ones(2)}, "ema": {"w": torch.ones(2)}}, {"step": 40})
     monkeypatch.undo()
-    assert checkpoint.load_latest(folder)[1] == {"step": 30}
+    assert not list(folder.glob(".partial*")) and checkpoint.load_latest(folder)[1] == {"step": 30}
     checkpoint.save(folder, 40, {"model": {"w": torch.ones(2)}}, {"step": 40})
     assert checkpoint.load_latest(folder)[1] == {"step": 40}
 

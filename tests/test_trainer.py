@@ -14,7 +14,7 @@ from torch import nn
 from vaegan.config import ConfigError, ObjectiveConfig
 from vaegan.model import VAEGAN, build_discriminator, build_model
 from vaegan.networks.strided import StridedConv2d, StridedConvTranspose2d
-from vaegan.training import NonFiniteLoss, trainer
+from vaegan.training import NonFiniteLoss, run, trainer
 
 PLAIN_VAE = ObjectiveConfig(pixel_weight=1.0)
 PURE_GAN = ObjectiveConfig(kl_weight=0, pixel_weight=0, adversarial_weight=1.0, adversarial_loss="hinge")
@@ -250,7 +250,7 @@ def test_tensorboard_gets_the_same_scalars_and_the_grids(tiny_config, tmp_path):
 
 def test_early_stopping_exports_the_best(tiny_config, make_trainer, tmp_path, monkeypatch):
     values = iter([3.0, 2.0, 2.5, 2.6, 2.7])
-    monkeypatch.setattr(trainer, "validate", lambda *a: {"val/mse": next(values)})
+    monkeypatch.setattr(run, "validate", lambda *a: {"val/mse": next(values)})
     t = make_trainer(
         tiny_config(train={"steps": 40, "val_every": 3, "save_every": 7, "monitor": "val/mse", "patience": 2})
     )
@@ -397,18 +397,18 @@ def test_no_checkpoint_is_ahead_of_the_curves(tiny_config, make_trainer, tmp_pat
     """A run that is killed goes on from a checkpoint: what was logged before it must be there."""
     from vaegan.training.run_log import RunLog
 
-    write, save, seen = RunLog._write_scalars, trainer.run_state.save, []
+    write, save, seen = RunLog._write_scalars, run.run_state.save, []
 
     def slowly(*arguments):
         time.sleep(0.02)
         write(*arguments)
 
-    def look(t, run_dir):
+    def look(t, run_dir, together):
         seen.append([json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
-        save(t, run_dir)
+        return save(t, run_dir, together)
 
     monkeypatch.setattr(RunLog, "_write_scalars", slowly)
-    monkeypatch.setattr(trainer.run_state, "save", look)
+    monkeypatch.setattr(run.run_state, "save", look)
     make_trainer(tiny_config(train={"log_every": 1, "save_every": 2, "steps": 4, "val_every": 4})).fit(tmp_path)
     assert seen == [[1, 2], [1, 2, 3, 4, 4]]  # the last step is validated, too
 
@@ -419,7 +419,7 @@ def test_a_run_that_fails_leaves_what_it_had_logged_and_drawn(tiny_config, make_
 
     def fails(micro_batches):
         if t.step == 3:
-            raise NonFiniteLoss("kl not finite")
+            raise NonFiniteLoss("kl", 3)
         return step(micro_batches)
 
     monkeypatch.setattr(t, "train_step", fails)
@@ -429,9 +429,9 @@ def test_a_run_that_fails_leaves_what_it_had_logged_and_drawn(tiny_config, make_
     assert sorted(file.name for file in (tmp_path / "samples").iterdir()) == [f"{i:08d}.png" for i in (1, 2, 3)]
 
 
-def test_pictures_that_cannot_be_written_stop_the_run(tiny_config, make_trainer, tmp_path):
+def test_training_goes_on_where_pictures_cannot_be_written(tiny_config, make_trainer, tmp_path, caplog):
     (tmp_path / "samples").touch()  # a file where the folder should be
-    t = make_trainer(tiny_config(train={"sample_every": 2, "log_every": 1, "save_every": 100}))
-    with pytest.raises(OSError, match="samples"):
-        t.fit(tmp_path)
-    assert t.step < 12 and not (tmp_path / "checkpoints").exists()
+    t = make_trainer(tiny_config(train={"sample_every": 2, "log_every": 1}))
+    t.fit(tmp_path)
+    assert t.step == 12 and (tmp_path / "checkpoints" / "step_00000012").is_dir()
+    assert "cannot be written" in caplog.text and "samples" in caplog.text

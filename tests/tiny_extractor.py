@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,17 @@ def killed_at_the_thirteenth_batch():
     def extract(images: Tensor) -> Tensor:
         if next(batches, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        return network(images)
+
+    return extract
+
+
+def slow():
+    """An extractor in which a run spends most of its time."""
+    network = Tiny()
+
+    def extract(images: Tensor) -> Tensor:
+        time.sleep(0.02)
         return network(images)
 
     return extract

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vaegan import stop
 from vaegan.config import ConfigError
 from vaegan.evaluation import precision_recall, protocol, statistics_file
 from vaegan.evaluation.distances import FeatureStatistics, Moments, frechet_distance
@@ -45,6 +46,7 @@ def extract(
     for start, images in _batches(
         source, batch_starts(len(source), batch_size, shares.rank, shares.processes), batch_size
     ):
+        stop.check()
         if len(images):
             features = extractor(images)
             moments.update(features)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaegan import counter
+from vaegan import counter, stop
 from vaegan.config import Config, ConfigError
 from vaegan.data import ImageSet, spread_rows, to_float
 from vaegan.evaluation.report import HIGHER_IS_BETTER
@@ -107,6 +107,7 @@ def _measure(
     sums: dict[str, Tensor] = {}
     with evaluating(model):
         for rows, images in batches:
+            stop.check()
             if images.shape[1:] != model.image_shape:
                 got, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], model.image_shape))
                 raise ConfigError(f"images are {got}, but the model takes {wanted}: fit them to its form")

@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON that appear whole or not at all.
 
 A checkpoint is written beside its place, flushed to the disk, sealed by a manifest of SHA-256 sums and renamed.
-Whoever reads one checks the sums first. Nothing is pickled.
+Whoever reads one checks the sums first, and uses the very bytes that were checked. Nothing is pickled.
 """
 
 import hashlib
@@ -9,9 +9,12 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from
+from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from vaegan.config import ConfigError
@@ -20,8 +23,11 @@ MANIFEST, STATE = "manifest.json", "state.json"
 log = logging.getLogger("vaegan")
 
 
+Contents = tuple[dict[str, dict[str, Tensor]], dict]
+
+
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are not those of its manifest."""
+    """A checkpoint whose files are not those of its manifest, or do not fit the run."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -29,40 +35,58 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict) -> Path:
-    """Write checkpoint `step` into `folder`: a safetensors file for each entry of `tensors`, and `state` as JSON."""
+    """Write checkpoint `step` into `folder`: a safetensors file for each entry of `tensors`, and `state` as JSON.
+
+    OSError with the bytes it takes and the bytes that are free if it cannot be written; what was there stays.
+    """
     target = checkpoint_path(folder, step)
     partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed here
-    partial.mkdir(parents=True)
-    for name, group in tensors.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, partial / f"{name}.safetensors")
-    (partial / STATE).write_text(json.dumps(state, indent=1))
-    sums = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps(sums, indent=1))
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    if target.exists():  # a resumed run comes by again
-        shutil.rmtree(target)
-    os.rename(partial, target)
-    _sync(folder)
+    try:
+        _clear_leftovers(folder)
+        partial.mkdir(parents=True)
+        sums = {f"{name}.safetensors": _write(partial / f"{name}.safetensors", bytes_of(_plain(group)))
+                for name, group in tensors.items()}  # fmt: skip
+        sums[STATE] = _write(partial / STATE, json.dumps(state, indent=1).encode())
+        _write(partial / MANIFEST, json.dumps(sums, indent=1).encode())
+        _sync(partial)
+        if target.exists():  # damaged, or the run would have gone on from it
+            _remove(target)
+        os.rename(partial, target)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+        raise OSError(
+            error.errno,
+            f"{target} cannot be written ({error.strerror or error}): it takes {needed} bytes, {_free(folder)} are free",
+        ) from error
     return target
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
+def load(path: Path) -> Contents:
     """Tensors and state of a checkpoint; DamagedCheckpoint if any file is missing, extra or changed."""
     try:
-        sums = json.loads((path / MANIFEST).read_text())
+        sums = json.loads((path / MANIFEST).read_bytes())
         present = {file.name for file in path.iterdir()} - {MANIFEST}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST}: {error}") from None
-    if not isinstance(sums, dict) or present != set(sums):
+    if not isinstance(sums, dict) or present != set(sums) or STATE not in sums:
         raise DamagedCheckpoint(f"{path}: files are not those of {MANIFEST}")
+    tensors, state = {}, None
     for name, expected in sums.items():
-        if _sha256(path / name) != expected:
-            raise DamagedCheckpoint(f"{path / name}: SHA-256 is not that of {MANIFEST}")
-    tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in sums if name != STATE}
-    return tensors, json.loads((path / STATE).read_text())
+        try:
+            data = (path / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise DamagedCheckpoint(f"{path / name}: SHA-256 is not that of {MANIFEST}")
+            if name == STATE:
+                state = json.loads(data)
+            else:
+                tensors[name.removesuffix(".safetensors")] = tensors_from(data)
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"{path / name}: {error}") from None
+    if not isinstance(state, dict) or checkpoint_path(path.parent, state.get("step", -1)).name != path.name:
+        raise DamagedCheckpoint(f"{path / STATE}: not the state of this step")
+    return tensors, state
 
 
 def list_steps(folder: Path) -> list[int]:
@@ -71,14 +95,20 @@ def list_steps(folder: Path) -> list[int]:
     return sorted(int(name[5:]) for name in names if name[5:].isdigit())
 
 
-def load_latest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict] | None:
-    """The newest sound checkpoint; damaged ones are named in the log and passed over. None if there is none."""
+def load_latest(folder: Path, check: Callable[[Contents], None] = lambda contents: None) -> Contents | None:
+    """The newest checkpoint that is sound and passes `check`, which raises DamagedCheckpoint; others are named in the log
+    and passed over. None if there are none; ConfigError if none of them is sound."""
     steps = list_steps(folder)
     for step in reversed(steps):
         try:
-            return load(checkpoint_path(folder, step))
+            contents = load(checkpoint_path(folder, step))
+            check(contents)
         except DamagedCheckpoint as error:
             log.warning("damaged checkpoint passed over: %s", error)
+            continue
+        if step != steps[-1]:
+            log.warning("going on from %s instead", checkpoint_path(folder, step))
+        return contents
     if steps:
         raise ConfigError(f"resume: all {len(steps)} checkpoints in {folder} are damaged: start a new run")
     return None
@@ -88,15 +118,39 @@ def prune(folder: Path, keep_last: int, also_keep: int | None) -> None:
     """Remove all checkpoints but the last `keep_last` and the one of step `also_keep`."""
     for step in list_steps(folder)[:-keep_last]:
         if step != also_keep:
-            shutil.rmtree(checkpoint_path(folder, step))
+            _remove(checkpoint_path(folder, step))
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _remove(path: Path) -> None:
+    """Out of sight first: a checkpoint that is half removed would look damaged."""
+    aside = path.with_name(f".removed-{path.name}")
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """What a run left that was killed while it wrote or removed a checkpoint."""
+    for leftover in (*folder.glob(".partial-step_*"), *folder.glob(".removed-step_*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write(file: Path, data: bytes) -> str:
+    """Write and flush to the disk; SHA-256 of what was written."""
+    with open(file, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _free(folder: Path) -> str:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return str(shutil.disk_usage(folder).free)
 
 
 def _sync(path: Path) -> None:

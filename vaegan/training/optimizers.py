@@ -33,6 +33,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": value for index, fields in state.items() for name, value in fields.items()}
 
 
+def fits(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor] | None) -> bool:
+    """Whether `load_optimizer_tensors` can take these: its parameters' numbers and shapes, or numbers. One that has not
+    stepped yet has none."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, value in ({"": None} if tensors is None else tensors).items():
+        index = name.partition(".")[0]
+        if not index.isdigit() or int(index) >= len(parameters):
+            return False
+        if value.numel() != 1 and value.shape != parameters[int(index)].shape:
+            return False
+    return True
+
+
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}

@@ -4,23 +4,27 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from vaegan.config import Config, ConfigError
 from vaegan.training import checkpoint
 
+LAUNCH_FILE = ".launch"  # in a run's folder: the launch that has written there last
 log = logging.getLogger("vaegan")
 
 
 def start(config: Config) -> Accelerator:
     """The Accelerator of a run. ConfigError if the launcher asks for fp16."""
     end_with_parent()
+    _leave_stale_store()
     use_cpu(config.train.threads)
     cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
     precision = choose_precision(config.train.precision, cpu)
@@ -105,9 +109,36 @@ def _choose(config: Config) -> tuple[Path, bool]:
     while folder.exists() and any(folder.iterdir()):
         newest, number = folder, number + 1
         folder = base.with_name(f"{base.name}-{number}")
-    if config.resume == "auto" and newest is not None:
+    if newest is not None and (config.resume == "auto" or _restarted(newest)):
         return newest, True
     return folder, False
+
+
+def _leave_stale_store() -> None:
+    """After a restart, meet in a new store. The one that torchrun shares with its processes still has the addresses of
+    those before, which gloo and NCCL would try to reach."""
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"]
+    store, key = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False), f"vaegan/port/{restarts}"
+    if os.environ["RANK"] == "0":
+        with socket.socket() as free:
+            free.bind(("", 0))
+            store.set(key, str(free.getsockname()[1]))
+    os.environ |= {"MASTER_PORT": store.get(key).decode(), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+
+
+def launch_id() -> str:
+    """What tells one launch by torchrun from others, and is the same when it starts its processes again."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {os.getppid()}"
+
+
+def _restarted(run_dir: Path) -> bool:
+    """Whether torchrun has started this process again (`--max_restarts`), and the run is the one that it began."""
+    mark = run_dir / LAUNCH_FILE
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return restarts > 0 and mark.is_file() and mark.read_text() == launch_id()
 
 
 def end_with_parent() -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vaegan import sampling
+from vaegan.config import ConfigError
 from vaegan.data import spread_rows, to_float
 from vaegan.evaluation.reconstruction import evaluating
 from vaegan.training import diagnose
 from vaegan.training.background import Background
+from vaegan.training.process import LAUNCH_FILE, launch_id
 
 GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
 log = logging.getLogger("vaegan")
@@ -79,12 +81,17 @@ class RunLog:
         self._bar = self._metrics = None
         if not self._main:
             return
-        self._background = Background()
-        run_dir.mkdir(parents=True, exist_ok=True)
+        self._background, self._failed = Background(), False
         text = yaml.safe_dump(trainer.config.as_dict(), sort_keys=False)
-        (run_dir / "config.yaml").write_text(text)
-        _drop_later_lines(run_dir / "metrics.jsonl", trainer.step)
-        self._metrics = open(run_dir / "metrics.jsonl", "a", buffering=1)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.yaml").write_text(text)
+            (run_dir / LAUNCH_FILE).write_text(launch_id())
+            self._open_metrics()
+        except OSError as error:
+            raise ConfigError(
+                f"runs_dir: {run_dir} cannot be written ({error.strerror}); make room, or choose another runs_dir"
+            ) from error
         self._accelerator.project_configuration.logging_dir = str(run_dir)
         self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.step + 1}})
         self._accelerator.log({"config": f"```yaml\n{text}```"}, step=trainer.step)
@@ -102,7 +109,7 @@ class RunLog:
     def scalars(self, figures: dict[str, float]) -> None:
         """A line of metrics.jsonl, and the same to TensorBoard."""
         if self._main:
-            self._background.do(self._write_scalars, self._trainer.step, figures)
+            self._in_background(self._write_scalars, self._trainer.step, figures)
 
     def _write_scalars(self, step: int, figures: dict[str, float]) -> None:
         self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
@@ -139,7 +146,7 @@ class RunLog:
                 pairs = sampling.beside(originals, model.reconstruct(originals))
                 shown["reconstructions"] = sampling.to_uint8(pairs)
         for name, images in shown.items():
-            self._background.do(self._write_picture, trainer.step, name, sampling.grid(images, GRID_COLUMNS))
+            self._in_background(self._write_picture, trainer.step, name, sampling.grid(images, GRID_COLUMNS))
         return spread
 
     def _write_picture(self, step: int, name: str, picture: Tensor) -> None:
@@ -149,21 +156,45 @@ class RunLog:
         for tracker in self._accelerator.trackers:
             tracker.log_images({name: picture[None].numpy()}, step=step)
 
+    def _in_background(self, write: Callable, *arguments) -> None:
+        """Training goes on where curves and pictures cannot be written: they can be spared, unlike its weights."""
+
+        def attempt() -> None:
+            try:
+                write(*arguments)
+            except OSError as error:
+                if not self._failed:  # a full disk is said once
+                    self._failed = True
+                    log.warning("%s: curves or pictures cannot be written (%s); training goes on", self._dir, error)
+            else:
+                self._failed = False
+
+        self._background.do(attempt)
+
+    def _open_metrics(self) -> None:
+        _drop_later_lines(self._dir / "metrics.jsonl", self._trainer.step)
+        self._metrics = open(self._dir / "metrics.jsonl", "a", buffering=1)
+
+    def rewind(self) -> None:
+        """Go back to the trainer's step: lines of later ones are taken out."""
+        if self._main:
+            self._background.flush()
+            self._metrics.close()
+            self._open_metrics()
+            self._bar.n = self._trainer.step
+
     def flush(self) -> None:
         """Wait until all is written: a checkpoint must not be ahead of the curves."""
         if self._main:
             self._background.flush()
 
     def close(self) -> None:
-        """Write what there is. Raises OSError if it cannot be written, as any method may."""
+        """Write what there is."""
         if self._main:
             self._bar.close()
-            try:
-                self._background.close()
-            finally:
-                self._metrics.close()
-                for tracker in self._accelerator.trackers:
-                    tracker.finish()
+            for close in (self._metrics.close, *(tracker.finish for tracker in self._accelerator.trackers)):
+                self._in_background(close)
+            self._background.close()
 
 
 def _drop_later_lines(file: Path, step: int) -> None:

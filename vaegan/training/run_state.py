@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import Tensor
+
 from vaegan.config import Config, ConfigError
 from vaegan.model import VAEGAN, build_model
 from vaegan.training import checkpoint, optimizers
@@ -15,43 +19,65 @@ if TYPE_CHECKING:
 FREE_FIELDS = ("root", "storage", "memory_limit", "workers")
 
 
-def save(trainer: "Trainer", run_dir: Path) -> None:
-    """Write a checkpoint and export the model; all ranks call it, the first one writes."""
+def save(trainer: "Trainer", run_dir: Path, together: bool = True) -> str:
+    """Write a checkpoint and export the model; all ranks call it, the first one writes. Why it could not be written, or
+    "", on all of them; `together` false is for ranks that can no longer wait for each other."""
+    problem = [""]
     if trainer.accelerator.is_main_process:
-        tensors = {"model": trainer.plain_model.state_dict(), "statistics": trainer.statistics.values}
-        tensors["model_optimizer"] = optimizers.optimizer_tensors(trainer.model_optimizer)
-        if trainer.ema:
-            tensors["ema"] = trainer.ema.module.state_dict()
-        if trainer.discriminator is not None:
-            tensors["discriminator"] = trainer.plain_discriminator.state_dict()
-            tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(trainer.discriminator_optimizer)
-        state = {
-            "step": trainer.step,
-            "monitor": {
-                "name": trainer.monitor.name,
-                "best": trainer.monitor.best,
-                "failures": trainer.monitor.failures,
-            },
-            "statistics_counts": trainer.statistics.counts,
-            "ema_updates": trainer.ema.updates if trainer.ema else 0,
-            "data": trainer.images.fingerprint,
-            "config": trainer.config.as_dict(),
-        }
-        checkpoint.save(run_dir / "checkpoints", trainer.step, tensors, state)
-        checkpoint.prune(
-            run_dir / "checkpoints", trainer.config.train.keep_last, (trainer.monitor.best or {}).get("step")
-        )
-        _export(trainer.sampling_model, run_dir)
-    trainer.accelerator.wait_for_everyone()
+        try:
+            checkpoint.save(run_dir / "checkpoints", trainer.step, _tensors(trainer), _state(trainer))
+            kept = (trainer.monitor.best or {}).get("step")
+            checkpoint.prune(run_dir / "checkpoints", trainer.config.train.keep_last, kept)
+            _export(trainer.sampling_model, run_dir)
+        except (OSError, SafetensorError) as error:
+            problem = [error.strerror if isinstance(error, OSError) and error.strerror else str(error)]
+    if together and trainer.accelerator.num_processes > 1:
+        broadcast_object_list(problem)
+    return problem[0]
+
+
+def _tensors(trainer: "Trainer") -> dict[str, dict[str, Tensor]]:
+    tensors = {"model": trainer.plain_model.state_dict(), "statistics": trainer.statistics.values}
+    tensors["model_optimizer"] = optimizers.optimizer_tensors(trainer.model_optimizer)
+    if trainer.ema:
+        tensors["ema"] = trainer.ema.module.state_dict()
+    if trainer.discriminator is not None:
+        tensors["discriminator"] = trainer.plain_discriminator.state_dict()
+        tensors["discriminator_optimizer"] = optimizers.optimizer_tensors(trainer.discriminator_optimizer)
+    return tensors
+
+
+def _state(trainer: "Trainer") -> dict:
+    monitor = trainer.monitor
+    return {
+        "step": trainer.step,
+        "look_due": trainer.look_due,
+        "skipped": trainer.skipped,
+        "monitor": {"name": monitor.name, "best": monitor.best, "failures": monitor.failures},
+        "statistics_counts": trainer.statistics.counts,
+        "ema_updates": trainer.ema.updates if trainer.ema else 0,
+        "data": trainer.images.fingerprint,
+        "config": trainer.config.as_dict(),
+    }
 
 
 def restore(trainer: "Trainer", run_dir: Path) -> bool:
     """Go back to the newest sound checkpoint of a run; False if it has none. ConfigError if it does not fit."""
-    loaded = checkpoint.load_latest(run_dir / "checkpoints")
+
+    def check(contents: checkpoint.Contents) -> None:
+        tensors, state = contents
+        path = checkpoint.checkpoint_path(run_dir / "checkpoints", state["step"])
+        if missing := sorted(_state(trainer).keys() - state.keys()):
+            raise checkpoint.DamagedCheckpoint(
+                f"{path / checkpoint.STATE}: no {', '.join(missing)}; of another version?"
+            )
+        _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir)
+        _require_fitting(tensors, trainer, path)
+
+    loaded = checkpoint.load_latest(run_dir / "checkpoints", check)
     if loaded is None:
         return False
     tensors, state = loaded
-    _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir)
     trainer.plain_model.load_state_dict(tensors["model"])
     optimizers.load_optimizer_tensors(trainer.model_optimizer, tensors["model_optimizer"])
     if trainer.ema:
@@ -62,7 +88,7 @@ def restore(trainer: "Trainer", run_dir: Path) -> bool:
         optimizers.load_optimizer_tensors(trainer.discriminator_optimizer, tensors["discriminator_optimizer"])
     trainer.statistics.values = {k: v.to(trainer.accelerator.device) for k, v in tensors["statistics"].items()}
     trainer.statistics.counts = state["statistics_counts"]
-    trainer.step = state["step"]
+    trainer.step, trainer.look_due, trainer.skipped = state["step"], state["look_due"], state["skipped"]
     if state["monitor"]["name"] == trainer.monitor.name:  # else the best by another figure says nothing
         trainer.monitor.best, trainer.monitor.failures = state["monitor"]["best"], state["monitor"]["failures"]
     return True
@@ -99,11 +125,27 @@ def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Pa
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    if state["data"] != fingerprint:
+    if state["data"] != fingerprint and not config.allow_changed_data:
         raise ConfigError(
-            f"data.source {config.data.source} has changed since {run_dir} was trained: restore the images, or choose "
-            "another name for a new run"
+            f"data.source {config.data.source} has changed since {run_dir} was trained: restore the images, choose "
+            "another name for a new run, or go on with --allow_changed_data true"
         )
+
+
+def _require_fitting(tensors: dict[str, dict[str, Tensor]], trainer: "Trainer", path: Path) -> None:
+    """DamagedCheckpoint unless the tensors have the names and shapes of this run's."""
+    expected = {"model": trainer.plain_model.state_dict()}
+    if trainer.ema:
+        expected["ema"] = trainer.ema.module.state_dict()
+    if trainer.discriminator is not None:
+        expected["discriminator"] = trainer.plain_discriminator.state_dict()
+    for group, wanted in expected.items():
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.get(group, {}).items()}
+        if got != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+            raise checkpoint.DamagedCheckpoint(f"{path / group}.safetensors: not the tensors of this run's {group}")
+    for group in ("model_optimizer", "discriminator_optimizer"):
+        if (optimizer := getattr(trainer, group)) is not None and not optimizers.fits(optimizer, tensors.get(group)):
+            raise checkpoint.DamagedCheckpoint(f"{path / group}.safetensors: not the tensors of this run's {group}")
 
 
 def _export(model: VAEGAN, run_dir: Path) -> None:

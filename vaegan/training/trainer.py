@@ -4,7 +4,6 @@ This is the only code that knows Accelerate, with `process.py` and the scripts.
 """
 
 import contextlib
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,30 +14,24 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vaegan.config import Config
-from vaegan.data import ImageSet, training_batches
-from vaegan.evaluation.reconstruction import validate, validation_metrics
+from vaegan.data import ImageSet, rows_of_step, training_batches
 from vaegan.evaluation.shares import Shares
 from vaegan.model import VAEGAN, TrainingPass, build_discriminator, build_model
 from vaegan.objectives.noise import Noise, draw_noise
 from vaegan.objectives.statistics import Statistics
 from vaegan.objectives.vaegan import Objective
-from vaegan.training import diagnose, optimizers, run_state
+from vaegan.training import finite, optimizers
 from vaegan.training.ema import EMA
-from vaegan.training.finite import require_finite_losses, require_finite_weights
 from vaegan.training.freeze import frozen
-from vaegan.training.measure import Measurement
 from vaegan.training.monitor import Monitor
-from vaegan.training.profile import profiled
-from vaegan.training.run_log import Meter, RunLog
+from vaegan.training.run import Run
 from vaegan.training.schedules import learning_rate_factor
-
-log = logging.getLogger("vaegan")
 
 
 class Trainer:
     """Trains the model of a config on a set of images.
 
-    `train_step` is the algorithm; `fit` adds logs, grids, validation and checkpoints, and may be called once.
+    `train_step` is the algorithm; `fit` (in run.py) adds logs, grids, validation and checkpoints, and may be called once.
     """
 
     def __init__(
@@ -53,6 +46,8 @@ class Trainer:
         """`model` and `discriminator`, where given, take the place of those that the config describes."""
         self.config, self.accelerator, self.images, self.validation = config, accelerator, images, validation
         self.step = 0
+        self.look_due = False  # whether the step that was taken last has still to be looked at
+        self.skipped: list[int] = []  # steps whose batches are left out, since they made the run NaN or infinite
         self.monitor = Monitor(config, has_validation=validation is not None)
         self.shares = Shares.of(accelerator)
         self.steps_per_epoch = len(images) // config.train.batch_size
@@ -102,6 +97,11 @@ class Trainer:
         return self.step >= self.total_steps or self.monitor.exhausted
 
     @property
+    def checks_each_step(self) -> bool:
+        """Whether every step's figures are checked: reading one waits for a GPU, where it is done when they are logged."""
+        return self.accelerator.device.type == "cpu" or self.config.train.on_non_finite == "rollback"
+
+    @property
     def sampling_model(self) -> nn.Module:
         """The model to sample from and to export: the averaged one where there is one."""
         return self.ema.module if self.ema else self.plain_model
@@ -131,7 +131,9 @@ class Trainer:
                     loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step)
                     self.accelerator.backward(loss / len(micro_batches))
             gate = self.objective.gate(self._whole_batch(terms) if self.config.objective.equilibrium_gate else {})
-            self._update(self.discriminator, self.discriminator_optimizer, "discriminator", gate[1], terms)
+            self._update(
+                self.plain_discriminator, self.discriminator_optimizer, "discriminator", gate[1], terms, micro_batches
+            )
 
         with frozen(self.plain_discriminator):
             for i, (x, noise) in enumerate(zip(micro_batches, noises)):
@@ -147,7 +149,7 @@ class Trainer:
                 parameter.grad = None  # the optimizer passes over what has no gradient
         if self.config.optimizer.l1_weight > 0:
             optimizers.add_l1_gradient(self.plain_model, self.config.optimizer.l1_weight)
-        self._update(self.model, self.model_optimizer, "autoencoder", True, terms)
+        self._update(self.plain_model, self.model_optimizer, "autoencoder", True, terms, micro_batches)
         if self.ema:
             self.ema.update(self.plain_model)
 
@@ -181,14 +183,24 @@ class Trainer:
         compiled = self.config.train.compile and self.objective.penalises(self.step)
         return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
-    def _update(self, module: nn.Module, optimizer, name: str, wanted: bool, terms: list[dict]) -> None:
-        """Clip, step and clear one player; its gradient norm goes to the terms where it is computed."""
+    def _update(
+        self, player: nn.Module, optimizer, name: str, wanted: bool, terms: list[dict], micro_batches: list[Tensor]
+    ) -> None:
+        """Clip, step and clear one player; its gradient norm goes to the terms where it is logged. NonFiniteLoss if it is
+        not finite."""
         o = self.config.optimizer
         logged = (self.step + 1) % self.config.train.log_every == 0
-        if o.grad_clip > 0 or logged:
-            norm = nn.utils.clip_grad_norm_(module.parameters(), o.grad_clip or math.inf)
-            for t in terms:
-                t[f"grad_norm/{name}"] = norm
+        checked = logged or self.checks_each_step
+        if o.grad_clip > 0 or checked:
+            parameters = [p for p in player.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in parameters])
+            if checked and not norm.isfinite():
+                raise finite.non_finite(self, terms, micro_batches)
+            if o.grad_clip > 0:
+                nn.utils.clip_grads_with_norm_(parameters, o.grad_clip, norm)
+            if o.grad_clip > 0 or logged:
+                for t in terms:
+                    t[f"grad_norm/{name}"] = norm
         if wanted:
             factor = learning_rate_factor(self.step, self.total_steps, o.schedule, o.warmup_steps)
             optimizers.set_learning_rate(optimizer, factor * (o.lr if name == "autoencoder" else o.discriminator_lr))
@@ -203,51 +215,6 @@ class Trainer:
         flat = self.accelerator.reduce(flat, "mean")
         return {name: v.reshape(terms[0][name].shape) for name, v in zip(names, flat.split(sizes))}
 
-    # ------------------------------------------------------------------ the run
-
-    def fit(self, run_dir: Path) -> None:
-        """Train to the end of the budget, writing into `run_dir`; nothing if the run is finished.
-
-        Raises NonFiniteLoss if a loss is not finite; ConfigError for what the data or the extractor make impossible.
-        """
-        c = self.config.train
-        if self.finished:
-            return
-        batches = self.batches()  # checks the batch size, before anything is written
-        measure = self._measurement()
-        run_log, meter = RunLog(self, run_dir), Meter()
-        if c.profile and self.accelerator.is_main_process:
-            batches = profiled(batches, c.profile, self.total_steps - self.step, run_dir, run_log.message)
-        try:
-            for micro_batches in batches:
-                terms = self.train_step(micro_batches)
-                meter.add(terms, len(micro_batches) * len(micro_batches[0]) * self.accelerator.num_processes)
-                done, last = self.step, self.step == self.total_steps
-                save = last or done % c.save_every == 0
-                # Reading a figure waits for a GPU, so there it is done when figures are read anyway.
-                if done % c.log_every == 0 or save or self.accelerator.device.type == "cpu":
-                    require_finite_losses(meter.non_finite(), done)
-                figures = meter.read() if done % c.log_every == 0 else None
-                run_log.progress(figures)
-                if figures:
-                    run_log.scalars(figures)
-                    run_log.warn("training", diagnose.training(figures, done, self.config))
-                with meter.paused():
-                    save |= self._look(run_log, measure)
-                    if save or self.finished:
-                        require_finite_weights(
-                            {"model": self.plain_model, "discriminator": self.plain_discriminator}, done
-                        )
-                        run_log.flush()
-                        run_state.save(self, run_dir)
-                if self.finished and not last:
-                    run_log.message(f"stopped early: {self.monitor.name} did not improve in {c.patience} measurements")
-                    break
-            run_state.export_best(self, run_dir)
-        finally:
-            batches.close()  # which writes the profile of a run that ends early
-            run_log.close()
-
     def batches(self) -> Iterator[list[Tensor]]:
         """This rank's micro-batches of each step from here to the end of the budget."""
         c = self.config
@@ -257,25 +224,17 @@ class Trainer:
             world_size=self.accelerator.num_processes, seed=c.seed, device=self.accelerator.device,
         )  # fmt: skip
 
-    def _measurement(self) -> Measurement | None:
-        """What measures distances while training, if anything shall; it loads a feature network."""
-        if self.config.evaluation.every == 0:
-            return None
-        real = self.validation if self.validation is not None else self.images
-        return Measurement(self.config, real, self.shares, self.accelerator.device)
+    def places_of_batch(self) -> Tensor:
+        """(n,) int64, the places in the data set of the images of this rank's share of the coming batch."""
+        c, a = self.config.train, self.accelerator
+        return rows_of_step(
+            len(self.images), self.step, c.batch_size, a.process_index, a.num_processes, self.config.seed
+        )
 
-    def _look(self, run_log: RunLog, measure: Measurement | None) -> bool:
-        """Validate, measure distances and draw grids when it is time; whether the monitored figure is the best so far."""
-        c, last, best = self.config, self.step == self.total_steps, False
-        if (self.step % c.train.val_every == 0 or last) and self.validation is not None and validation_metrics(c):
-            figures = validate(self.sampling_model, self.validation, c, self.shares)
-            run_log.scalars(figures)
-            run_log.warn("validation", diagnose.validation(figures, c))
-            best |= self.monitor.judge(self.step, figures)
-        if measure and (self.step % c.evaluation.every == 0 or last):
-            figures = measure(self.sampling_model)
-            run_log.scalars(figures)
-            best |= self.monitor.judge(self.step, figures)
-        if self.step % c.train.sample_every == 0 or last:
-            run_log.warn("samples", diagnose.samples(run_log.grids()))
-        return best
+    def fit(self, run_dir: Path) -> None:
+        """Train to the end of the budget, writing into `run_dir`; nothing if the run is finished.
+
+        Raises NonFiniteLoss if a loss or gradient is not finite; Stopped if a signal, a lost process or a full disk ended
+        the run; ConfigError for what the data or the extractor make impossible.
+        """
+        Run(self, run_dir).train()
