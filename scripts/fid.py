@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vaegan import cli
 from vaegan.config import ConfigError
-from vaegan.flags import Parser, count
+from vaegan.flags import Parser, bound, count
 
 EXAMPLES = """examples:
   fid.py gen runs/mnist                                 its samples against its own validation images
@@ -55,7 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             "--bootstrap", type=count, default=0, metavar="N", help="a 95 %% interval by N resamplings"
         )
     for parser_ in (calc, gen, recon):
-        parser_.add_argument("--tolerance", type=float, default=float("inf"), metavar="X",
+        parser_.add_argument("--tolerance", type=bound, default=float("inf"), metavar="X",
                              help="exit status 1 if a distance is above X")  # fmt: skip
     calc.add_argument("--out", type=Path, metavar="DIR", help="folder of a report (default: none)")
     for parser_ in (gen, recon):
@@ -74,7 +74,8 @@ def shared_flags() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(add_help=False)
     add = flags.add_argument
     add("--extractor", default="inception", metavar="NAME",
-        help="inception (default), efficientnet-lite0, dinov2, a TorchScript file, or module:function")  # fmt: skip
+        help="inception (default), efficientnet-lite0, dinov2, a TorchScript file, or module:function (both run their "
+        "code)")  # fmt: skip
     add("--weights", metavar="FILE", help="the extractor's weights (default: its package, its cache or a download)")
     add("--resizer", choices=("tf1", "pytorch-fid", "torchmetrics", "clean"),
         help="as torch-fidelity, pytorch-fid, torchmetrics or clean-fid do (default: tf1 for Inception, else clean)")  # fmt: skip

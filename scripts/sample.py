@@ -10,6 +10,7 @@ from vaegan import cli
 from vaegan.config import ConfigError
 from vaegan.flags import Parser, count
 
+FITS = ("crop", "pad", "stretch")
 log = logging.getLogger("vaegan")
 
 EXAMPLES = """examples:
@@ -39,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "(default: samples.png, reconstructions.png or interpolation.png)")  # fmt: skip
     add("--rows", type=count, help="rows of the picture (default 8; with --interpolate 1)")
     add("--columns", "--steps", type=count, help="columns of the picture (default 8; with --interpolate 10)")
-    add("--fit", choices=("crop", "pad", "stretch"), help="how given images become square (default: as in training)")
+    add("--fit", choices=FITS, help="how given images become square (default: as in training)")
     add("--seed", type=int, default=0, help="default 0")
     add("--batch-size", type=count, default=64, metavar="N", help="images computed at a time (default 64)")
     add("--threads", type=count, default=0, metavar="N", help="CPU threads (default: its share of the cores)")
@@ -91,7 +92,11 @@ def is_number(end: str) -> bool:
 def trained_fit(run: str) -> str:
     """How the images of a run were made square; an exported folder does not know."""
     file = Path(run) / "config.yaml"
-    return cli.load_yaml(file, "RUN").get("data", {}).get("fit", "crop") if file.is_file() else "crop"
+    data = cli.load_yaml(file, "RUN").get("data") if file.is_file() else None
+    fit = data.get("fit", "crop") if isinstance(data, dict) else "crop"
+    if fit not in FITS:
+        raise ConfigError(f"{file}: data.fit must be one of {', '.join(FITS)}, got {str(fit)[:80]!r}: give --fit")
+    return fit
 
 
 def picture(model, options: argparse.Namespace):

@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, checked before use; and runs that go on to the bit."""
 
-import json
 import random
 import shutil
 
@@ -91,7 +90,7 @@ def folder(tmp_path):
 def test_round_trip_and_pruning(folder):
     tensors, state = checkpoint.load_latest(folder)
     assert state == {"step": 30} and torch.equal(tensors["model"]["w"], torch.arange(5.0) + 30)
-    checkpoint.prune(folder, keep_last=1, also_keep=10)
+    checkpoint.prune(folder, 30, keep_last=1, also_keep=10)
     assert checkpoint.list_steps(folder) == [10, 30]
 
 
@@ -161,20 +160,6 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_config, make_trainer, tmp_p
     with pytest.raises(ConfigError) as error:
         run_state.restore(make_trainer(replace(tiny_config(), **changes)), tmp_path / "run")
     assert field in str(error.value) and len(str(error.value).splitlines()) == 1
-
-
-def test_changed_data_are_refused(tiny_config, make_trainer, tmp_path, image_folder):
-    t = make_trainer(tiny_config())
-    run_state.save(t, tmp_path / "run")
-    copy = tmp_path / "copy"
-    shutil.copytree(image_folder, copy)
-    (copy / "000.png").unlink()
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step_00000000" / "state.json").read_text())
-    other = make_trainer(tiny_config(data={"source": str(copy)}))
-    config = tiny_config()
-    with pytest.raises(ConfigError, match="has changed"):
-        run_state._require_same_run(state, config, other.images.fingerprint, tmp_path / "run")
-    run_state._require_same_run(state, config, t.images.fingerprint, tmp_path / "run")
 
 
 def test_options_that_change_nothing_may_differ(tiny_config, make_trainer, tmp_path):

@@ -152,7 +152,7 @@ def test_workers_share_memory_however_they_are_started(folder):
     slots = torch.zeros(2, 4, 3, SIZE, SIZE, dtype=torch.uint8).share_memory_()
     received = ForkingPickler.loads(ForkingPickler.dumps(_Decoder(images, slots, transform)))
     rows = torch.tensor([3, 1, 4, 15])
-    assert received[1, 6, rows.tolist()] == (1, "") and slots[0].eq(0).all()
+    assert received[1, 6, rows.tolist()] == (1, "", {}) and slots[0].eq(0).all()
     assert torch.equal(slots[1], transform(images.batch(rows), rows, epoch=6))
 
 

@@ -396,19 +396,6 @@ def test_efficientnet_without_its_package(monkeypatch):
 # --- DINOv2 ---
 
 
-class TinyDINO(nn.Module):
-    """What torch.hub gives, in small: the positions of 37 x 37 patches are resampled at every forward pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.proj = nn.Conv2d(3, 8, 14, 14)
-        self.pos_embed = nn.Parameter(torch.randn(1, 1 + 37**2, 8))
-        self.mask_token = nn.Parameter(torch.zeros(1, 8))
-
-    def forward(self, x):
-        return self.proj(x).flatten(2).mean(2) + self.pos_embed[:, 0]
-
-
 @pytest.fixture
 def tiny_timm(monkeypatch):
     """timm's constructor, but of a small vision transformer; returns the list of networks that were built."""
@@ -475,32 +462,19 @@ def test_dinov2_weights_files_show_in_the_label(tiny_timm, tmp_path):
         load_extractor("dinov2", weights=str(path))
 
 
-def test_dinov2_through_the_hub_and_out_of_reach(monkeypatch):
+def test_dinov2_without_timm_runs_nothing_from_the_net(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    asked = []
+    monkeypatch.setattr(torch.hub, "load", lambda *a, **k: pytest.fail("torch.hub runs the code that it fetches"))
+    with pytest.raises(ConfigError) as error:
+        load_extractor("dinov2")
+    assert "dinov2 cannot be loaded (ModuleNotFoundError); pip install timm" in line_of(error)
 
-    def load(repository, name, pretrained, **options):
-        asked.append((repository, name, pretrained))
-        torch.manual_seed(0)
-        return TinyDINO()
 
-    monkeypatch.setattr(torch.hub, "load", load)
-    extractor = load_extractor("dinov2")
-    assert asked == [("facebookresearch/dinov2", "dinov2_vitl14", True)]
-    x = images(2, 224, 224, seed=12)
-    torch.manual_seed(0)
-    network = TinyDINO()
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    with torch.no_grad():
-        expected = network((x / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / std)
-    assert difference(extractor(x), expected) < 1e-5
-    network.mask_token = None
-    assert extractor.weights == weights.hash_of_state(network.state_dict())
-
+def test_dinov2_out_of_reach_says_what_else_there_is(monkeypatch):
     def unreachable(*args, **options):
         raise OSError("no route to host\nsecond line")
 
-    monkeypatch.setattr(torch.hub, "load", unreachable)
+    monkeypatch.setattr(pytest.importorskip("timm"), "create_model", unreachable)
     with pytest.raises(ConfigError) as error:
         load_extractor("dinov2")
     assert "dinov2 cannot be loaded (OSError)" in line_of(error) and "efficientnet-lite0" in line_of(error)

@@ -126,7 +126,7 @@ def test_one_image_is_a_set_and_none_is_not(tmp_path):
 @pytest.mark.parametrize("form", [None, GREY])
 @pytest.mark.parametrize("size", [8, 96])  # one thread, and several
 def test_damaged_images_are_refused_or_left_out(tmp_path, monkeypatch, form, size):
-    monkeypatch.setattr(images_module, "_cores", lambda: 3)
+    monkeypatch.setattr(images_module, "cores", lambda: 3)
     folder = numbered(tmp_path / "set", 20, damaged=(3, 4, 13), size=size)
     if size > 8:
         for file in folder.iterdir():
@@ -227,7 +227,7 @@ def test_runs_without_such_images_are_named(run, tmp_path):
     source = numbered(tmp_path / "set", 4)
     folder = run(source=str(source), val_fraction=0)
     line = fails(run_source, folder)
-    assert line == f"{folder} has no validation images (data.val_fraction 0): take split train"
+    assert line == f"{folder} has no validation images (data.val_fraction 0.0): take split train"
     assert len(run_source(folder, "train")) == 4
     assert "must be train or val, got 'test'" in fails(run_source, folder, "test")
     source.rename(tmp_path / "elsewhere")

@@ -162,6 +162,19 @@ def test_a_signal_ends_a_run_after_a_save_and_it_goes_on_to_the_bit(server, imag
     assert [{k: v for k, v in line.items() if k != "images_per_second"} for line in whole] == seen  # each look once
 
 
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_signal_while_networks_are_compiled_ends_the_run_after_that_step(server, image_folder, tmp_path):
+    pid = server.start(
+        "--data.source", str(image_folder), *TINY, "--train.steps", "50", "--train.compile", "true", "--runs_dir", str(tmp_path)
+    )  # fmt: skip
+    wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), pid)
+    time.sleep(2)
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait(pid) == 128 + signal.SIGTERM, server.output.read_text()
+    assert checkpoint.list_steps(tmp_path / "run" / "checkpoints") == [1]
+
+
 # ---------------------------------------------------------------------- no room
 
 

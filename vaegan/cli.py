@@ -1,20 +1,22 @@
 """The command line: YAML and flags to a Config, and errors to one line a problem and exit status 2."""
 
-import argparse
-import dataclasses
-import difflib
 import logging
 import os
-import re
 import sys
-import typing
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import jsonargparse
 import yaml
 
+from vaegan import field_problems, strict_yaml
 from vaegan.config import Config, ConfigError
+from vaegan.field_problems import COMMAND_LINE, PARSING_ERRORS, Given, one_line
+from vaegan.stop import Stopped
+
+_MOST_LINES = 100
 
 
 def parse_config(arguments: list[str], default_config: Path) -> Config:
@@ -22,40 +24,31 @@ def parse_config(arguments: list[str], default_config: Path) -> Config:
 
     Raises ConfigError with all unknown and all wrong fields, a line each. `--help` and `--print_config` exit.
     """
-    arguments = _files_first(arguments, default_config)
-    parser, fields = config_parser(), _fields(Config)
-    given = _given_fields(arguments)
-    other = ""
-    try:
-        if all(name in fields for name, _, _ in given):
-            values = parser.parse_args([*arguments, *_budget(given)]).as_dict()
-            return config_from_dict({field.name: values[field.name] for field in dataclasses.fields(Config)})
-    except argparse.ArgumentError as error:
-        other = " ".join(str(error).split())
-    # Something is wrong: look at each field by itself, so that all that is wrong is said at once.
-    lines = [_unknown(fields, *field) or _wrong(parser, fields, *field) for field in given]
-    raise ConfigError("\n".join(dict.fromkeys(line for line in lines if line)) or other)
+    files, flags, switches = _split(arguments)
+    given = [field for file in files or [str(default_config)] for field in _of_file(file)] + flags
+    last = {field.name: field for field in given}
+    return _config(given, switches, [line for line in map(field_problems.names_code, last.values()) if line])
 
 
 def config_from_dict(values: dict) -> Config:
-    """Build a Config from nested plain values; ConfigError with the problems of all sections, a line each."""
-    sections, problems = dict(values), []
-    for field in dataclasses.fields(Config):
-        if field.name in values and dataclasses.is_dataclass(field.type):
-            section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[field.name].items()}
-            try:
-                sections[field.name] = field.type(**section)
-            except ConfigError as error:
-                problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return Config(**sections)
+    """Build a Config from nested plain values; ConfigError with all problems, a line each."""
+    return _config([Given(name, value, "") for name, value in field_problems.flatten(values)], [], [])
+
+
+def load_config(file: Path) -> Config:
+    """The Config that a run has left in its folder. ConfigError, in one line, if this version does not know it."""
+    values = load_yaml(file, "RUN")
+    try:
+        return config_from_dict(values)
+    except ConfigError as error:
+        problem = str(error).splitlines()[0]
+        raise ConfigError(f"{file} has fields that this version does not know ({problem}): update vaegan") from error
 
 
 def config_parser() -> jsonargparse.ArgumentParser:
     """A parser with a flag for each field of Config, explained by its docstring."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    jsonargparse.set_loader("strict", lambda text: yaml.load(text, Loader=_StrictLoader), exceptions=(yaml.YAMLError,))
+    jsonargparse.set_loader("strict", strict_yaml.read, exceptions=(yaml.YAMLError,))
     parser = jsonargparse.ArgumentParser(
         parser_mode="strict",
         exit_on_error=False,
@@ -68,88 +61,114 @@ def config_parser() -> jsonargparse.ArgumentParser:
 
 def load_yaml(file: Path, field: str = "--config") -> dict:
     """Nested fields of the YAML file that `field` gave. ConfigError if it is missing, is no mapping, or names a field twice."""
+    where = one_line(f"{field} {file}")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        with open(file, "rb") as stream:
+            data = stream.read(strict_yaml.MAX_BYTES + 1)  # not the whole of what may be a video
+        values = strict_yaml.read(data.decode())
     except OSError as error:
-        raise ConfigError(f"{field} {file} cannot be read: {error.strerror} (recipes lie in configs/)") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{field} {file} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where} cannot be read: {error.strerror} (recipes lie in configs/)") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where} is no valid YAML: {one_line(str(error))}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{field} {file} must hold fields (name: value), got {type(values).__name__}")
+        raise ConfigError(f"{where} must hold fields (name: value), got {type(values).__name__}")
     return values
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML as users mean it: 1e-4 is a number, yes, no, on and off are words, and no key stands twice."""
+def _config(given: list[Given], switches: list[str], code: list[str]) -> Config:
+    parser, known = config_parser(), field_problems.fields()
+    other = ""
+    if all(field.name in known for field in given):
+        try:
+            values = _parsed(parser, known, given, switches)
+        except PARSING_ERRORS as error:
+            other = one_line(str(error))
+        else:
+            if problems := code + field_problems.of_sections(values):
+                raise ConfigError("\n".join(problems))
+            return _built(values)
+    # Something is wrong: look at each field by itself, so that all that is wrong is said at once.
+    raise ConfigError("\n".join(_all_problems(parser, known, given, code)) or other)
 
-    yaml_implicit_resolvers = {
-        first: [
-            (tag, regexp)
-            for tag, regexp in resolvers
-            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+
+def _all_problems(parser, known: dict[str, object], given: list[Given], code: list[str]) -> list[str]:
+    """A line a problem: names, kinds, and, of the fields that have neither, the values; at most so many."""
+    lines: dict[str, None] = {}
+    good, dropped = [], set()
+    for field in given:
+        if field.name not in known:
+            lines[field_problems.unknown(known, field)] = None
+        elif field_problems.is_of_wrong_kind(parser, known, field):
+            lines[field_problems.wrong(known, field)] = None
+        else:
+            good.append(field)
+            continue
+        dropped.add(field.name)
+        if len(lines) == _MOST_LINES:
+            return [*lines, "and more: mend these first"]
+    try:
+        values = field_problems.of_sections(_parsed(parser, known, good, []))
+    except PARSING_ERRORS:
+        values = []
+    names = {field.name for field in good}
+    code = [line for line in code if line.split(" ", 1)[0] not in dropped]
+    return [*lines, *code, *(line for line in values if field_problems.still_true(line, names, dropped))]
+
+
+def _parsed(parser, known: dict[str, object], given: list[Given], switches: list[str]) -> dict:
+    """Nested values of known fields: those of files, then flags over them. One of PARSING_ERRORS for the wrong kinds."""
+    in_files = [field for field in given if field.where != COMMAND_LINE]
+    flags = [f"--{field.name}={field.value}" for field in given if field.where == COMMAND_LINE]
+    namespace = parser.parse_object(field_problems.nested(in_files))
+    parsed = parser.parse_args([*flags, *_budget(given), *switches], namespace=namespace).as_dict()
+    parsed.pop("config", None)
+    for name, value in field_problems.flatten(parsed):
+        if value is None and not field_problems.takes_null(known[name]):
+            raise TypeError(f"{name} is null")
+    return {
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
+        for name, value in parsed.items()
     }
 
-    def construct_mapping(self, node, deep=False):
-        seen: dict = {}
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    first, second = seen[key_node.value], key_node.start_mark.line + 1
-                    raise ConfigError(f"{key_node.value} stands twice, in lines {first} and {second}: remove one")
-                seen[key_node.value] = key_node.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+
+def _built(values: dict) -> Config:
+    sections = {f.name: f.type(**values[f.name]) for f in fields(Config) if is_dataclass(f.type)}
+    return Config(**values | sections)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _files_first(arguments: list[str], default: Path) -> list[str]:
-    """The same command line, its --config files (the default, where there is none) before all flags, which override."""
-    files, flags, words = [], [], iter(arguments)
-    for word in words:
-        if word == "--config":
-            files += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word.startswith("--config="):
-            files += ["--config", word.split("=", 1)[1]]
-        else:
-            flags.append(word)
-    return [*(files or ["--config", str(default)]), *flags]
-
-
-def _given_fields(arguments: list[str]) -> list[tuple[str, object, str]]:
-    """(field, value, where it stands) of all that a command line and its YAML files set, in order."""
-    given: list[tuple[str, object, str]] = []
+def _split(arguments: list[str]) -> tuple[list[str], list[Given], list[str]]:
+    """The files, the flags and the switches, which exit, of a command line. Flags override files wherever they stand."""
+    files, flags, switches = [], [], []
     words = iter(arguments)
     for word in words:
         name, separator, value = word.removeprefix("--").partition("=")
-        if word in ("-h", "--help") or name.startswith("print_config"):
+        if word in ("-h", "--help") or name == "print_config":
+            switches.append(word)
             continue
-        if not word.startswith("--"):
-            given.append((word, None, "on the command line"))
+        if not word.startswith("--") or word == "--":
+            flags.append(Given(word, None, COMMAND_LINE))
             continue
         if not separator:
             value = next(words, None)
         if value is None:
-            raise ConfigError(f"--{name} needs a value")
+            raise ConfigError(f"{one_line(word)} needs a value")
         if name == "config":
-            given += [(field, v, f"in {value}") for field, v in _flatten(load_yaml(Path(value)))]
+            files.append(value)
         else:
-            given.append((name, value, "on the command line"))
+            flags.append(Given(name, value, COMMAND_LINE))
+    return files, flags, switches
+
+
+def _of_file(file: str) -> list[Given]:
+    where = one_line(f"in {file}")
+    given = [Given(name, value, where) for name, value in field_problems.flatten(load_yaml(Path(file)))]
+    count = Counter(field.name for field in given)
+    if twice := [name for name in count if count[name] > 1]:  # once in its section, once with a dot
+        raise ConfigError(f"--config {where[3:]} gives {', '.join(twice[:9])} twice: remove one")
     return given
 
 
-def _budget(given: list[tuple[str, object, str]]) -> list[str]:
+def _budget(given: list[Given]) -> list[str]:
     """A flag that clears the recipe's budget where the command line gives the other: steps for epochs, or epochs."""
     budgets = [(name, where) for name, value, where in given
                if name in ("train.steps", "train.epochs") and value not in (None, "null")]  # fmt: skip
@@ -157,76 +176,6 @@ def _budget(given: list[tuple[str, object, str]]) -> list[str]:
     if len(last_place) != 1:
         return []  # none; or both in one place, a contradiction that the config will name
     return ["--train.epochs=null" if last_place == {"train.steps"} else "--train.steps=null"]
-
-
-def _unknown(fields: dict[str, object], name: str, value: object, where: str) -> str | None:
-    """That a given name is no field, and which one may have been meant, in a line."""
-    if name in fields:
-        return None
-    got = "" if value is None else f", got {_shown(value)}"
-    if where.startswith("in ") and any(field.startswith(f"{name}.") for field in fields):
-        return f"{name} {where} is a section and needs fields beneath it{got}"
-    last = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = last or difflib.get_close_matches(name, fields, 1, 0.5)
-    hint = f"did you mean {near[0]}?" if near else "--help lists the fields"
-    return f"{name} {where} is not a field{got} ({hint})"
-
-
-def _wrong(parser, fields: dict[str, object], name: str, value: object, where: str) -> str | None:
-    """What is wrong with the value of one given field, in a line."""
-    try:
-        if isinstance(value, str) and where == "on the command line":
-            parser.parse_args([f"--{name}={value}"])
-        else:
-            nested = value
-            for part in reversed(name.split(".")):
-                nested = {part: nested}
-            parser.parse_object(nested)
-    except (argparse.ArgumentError, TypeError, ValueError):
-        options = typing.get_args(fields[name]) if typing.get_origin(fields[name]) is typing.Literal else ()
-        near = difflib.get_close_matches(str(value), [str(option) for option in options], 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{name} {where} must be {_described(fields[name])}, got {_shown(value)}{hint}"
-    return None
-
-
-def _flatten(values: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Nested fields as (dotted name, value)."""
-    flat = []
-    for name, value in values.items():
-        is_section = isinstance(value, dict) and value and not prefix
-        flat += _flatten(value, f"{name}.") if is_section else [(f"{prefix}{name}", value)]
-    return flat
-
-
-def _fields(config: type) -> dict[str, object]:
-    """Dotted name to type of all fields."""
-    fields: dict[str, object] = {}
-    for name, kind in typing.get_type_hints(config).items():
-        if dataclasses.is_dataclass(kind):
-            fields |= {f"{name}.{k}": v for k, v in typing.get_type_hints(kind).items()}
-        else:
-            fields[name] = kind
-    return fields
-
-
-def _described(kind) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(str(a) for a in arguments)
-    if origin is tuple and arguments[-1] is Ellipsis:
-        return f"a list, each {_described(arguments[0])}"
-    if origin is tuple:
-        return f"a list of {len(arguments)}, each {_described(arguments[0])}"
-    if arguments:
-        return " or ".join(_described(a) for a in arguments)
-    return names.get(kind, str(kind))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -243,6 +192,10 @@ def run(main: Callable[[], int | None]) -> None:
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 1
+    except Stopped as stopped:
+        if os.environ.get("RANK", "0") == "0" or stopped.status == 1:  # a signal has reached them all
+            print(stopped, file=sys.stderr)
+        status = stopped.status
     except KeyboardInterrupt:
         status = 130
     else:

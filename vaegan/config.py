@@ -3,7 +3,8 @@
 Nothing here imports torch, so that `--help` and a wrong flag answer at once.
 """
 
-from dataclasses import asdict, dataclass, field
+import os
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal
 
 NAMED_SOURCES = ("mnist", "fashion_mnist", "cifar10", "svhn", "celeba", "flowers102")
@@ -23,14 +24,43 @@ class _Problems:
         if not ok:
             self.lines.append(line)
 
+    def sound(self, section: str, config) -> None:
+        """Refuse what no field can mean: NaN, infinity, whole numbers beyond 2^53, text that can name no file."""
+        for name in (f.name for f in fields(config)):
+            value, key = getattr(config, name), f"{section}.{name}" if section else name
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, (int, float)) and not abs(part) <= 2**53:  # which NaN is not, either
+                    self.require(False, f"{key} must be a finite number of at most 2^53, got {_short(part)}")
+                if isinstance(part, str) and not _is_text(part):
+                    self.require(False, f"{key} must be text that can stand in a file's name, got {part!r:.80}")
+
+    def at_most(self, section: str, config, **bounds: float) -> None:
+        for name, bound in bounds.items():
+            value = getattr(config, name)
+            self.require(value <= bound, f"{section}.{name} must be at most {bound}, got {_short(value)}")
+
     def at_least(self, section: str, config, **bounds: float) -> None:
         for name, bound in bounds.items():
             value = getattr(config, name)
             self.require(value >= bound, f"{section}.{name} must be at least {bound}, got {value}")
 
     def raise_all(self) -> None:
-        if self.lines:
-            raise ConfigError("\n".join(self.lines))
+        firsts: dict[str, str] = {}  # NaN fails every check of its field: one is enough
+        for line in self.lines:
+            firsts.setdefault(line.split(" ", 1)[0], line)
+        if firsts:
+            raise ConfigError("\n".join(firsts.values()))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _short(number: float) -> str:
+    return f"{number}" if isinstance(number, float) or abs(number) < 10**20 else f"one of {number.bit_length()} bits"
 
 
 @dataclass(frozen=True)
@@ -63,6 +93,11 @@ class DataConfig:
     """GiB of decoded pixels up to which `auto` keeps the set in memory."""
     workers: int = 2
     """Worker processes of a streaming set (0: decode in the training process)."""
+    damaged: Literal["error", "substitute"] = "error"
+    """An image that cannot be read or decoded: `error` stops with its name; `substitute` names it in the log and lets
+    the next image of the set stand in for it, for up to `damaged_limit` of them."""
+    damaged_limit: float = 0.01
+    """Share of the set's images that may be damaged where others stand in for them; more are an error."""
     horizontal_flip: bool = False
     """Augmentation: mirror half of the training images."""
     crop_padding: int = 0
@@ -72,9 +107,14 @@ class DataConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("data", self)
+        p.at_most("data", self, image_size=16384)
         p.at_least("data", self, image_size=4, val_fraction=0, memory_limit=0, workers=0, crop_padding=0, rotation=0)
         p.require(bool(self.source), "data.source is empty: give a named set, a folder or an archive")
         p.require(self.val_fraction < 1, f"data.val_fraction must be below 1, got {self.val_fraction}")
+        p.require(
+            0 <= self.damaged_limit <= 1, f"data.damaged_limit must be a share from 0 to 1, got {self.damaged_limit}"
+        )
         p.require(self.rotation <= 180, f"data.rotation must be at most 180 degrees, got {self.rotation}")
         p.require(
             self.crop_padding < self.image_size,
@@ -119,12 +159,16 @@ class ModelConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("model", self)
+        p.at_most(
+            "model", self, **dict.fromkeys(("latent_dim", "width", "max_width", "depth", "discriminator_width"), 65536)
+        )
         p.at_least("model", self, latent_dim=1, width=1, max_width=1, depth=1, discriminator_width=1)
         for name in ("hidden", "discriminator_hidden"):
             sizes = getattr(self, name)
             p.require(
-                len(sizes) > 0 and all(size > 0 for size in sizes),
-                f"model.{name} must hold one or more positive sizes, got {list(sizes)}",
+                len(sizes) > 0 and all(0 < size <= 65536 for size in sizes),
+                f"model.{name} must hold one or more sizes from 1 to 65536, got {list(sizes)}",
             )
         p.raise_all()
 
@@ -210,6 +254,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("objective", self)
         p.at_least(
             "objective", self, kl_weight=0, kl_warmup_steps=0, free_bits=0, pixel_weight=0, feature_weight=0,
             adversarial_weight=0, adversarial_start=0, adversarial_ramp=0, balance_decay=0, equilibrium_margin=0,
@@ -265,6 +310,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("optimizer", self)
         p.at_least("optimizer", self, weight_decay=0, l1_weight=0, grad_clip=0, warmup_steps=0)
         for name in ("lr", "discriminator_lr"):
             p.require(getattr(self, name) > 0, f"optimizer.{name} must be above 0, got {getattr(self, name)}")
@@ -314,6 +360,11 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_last: int = 2
     """Checkpoints that are kept beside the best one."""
+    on_non_finite: Literal["stop", "rollback"] = "stop"
+    """What follows a loss or gradient that is NaN or infinite: the run stops, or goes back to its last checkpoint and
+    leaves that batch out (ten batches at most). `rollback` looks at every step, for which a GPU has to be waited for."""
+    compare_every: int = 100
+    """Steps between two comparisons of the weights of several processes, which must be equal to the bit (0: never)."""
     monitor: str = "auto"
     """Figure that chooses the best checkpoint and stops early. `auto`: the Fréchet distance of samples if
     `evaluation.every` measures it, else val/bits_per_dim, or val/psnr where nothing is variational. PSNR, active units
@@ -326,9 +377,10 @@ class TrainConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("train", self)
         p.at_least(
             "train", self, batch_size=1, accumulate=1, ema_decay=0, threads=0, log_every=1, sample_every=1,
-            val_every=1, val_images=0, save_every=1, keep_last=1, patience=0, profile=0,
+            val_every=1, val_images=0, save_every=1, keep_last=1, compare_every=0, patience=0, profile=0,
         )  # fmt: skip
         for name in ("steps", "epochs"):
             value = getattr(self, name)
@@ -369,6 +421,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("evaluation", self)
         p.at_least("evaluation", self, every=0, num_samples=2, reference_images=0, batch_size=1)
         p.raise_all()
 
@@ -385,6 +438,8 @@ class Config:
     """Seed of initialisation, data order, augmentation and noise."""
     resume: str = "no"
     """`no` starts a new run; `auto` goes on with the newest run of this name, or starts one; or a run's folder."""
+    allow_changed_data: bool = False
+    """Go on with a run although its images are not those that it was trained on."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -400,6 +455,7 @@ class Config:
 
     def __post_init__(self):
         p = _Problems()
+        p.sound("", self)
         size, objective, model = self.data.image_size, self.objective, self.model
         if model.network != "mlp":
             sizes = (8, 16, 32, 64, 128, 256, 512)
@@ -410,7 +466,8 @@ class Config:
                 f"{size} (choose {' or '.join(map(str, near))}; model.network mlp takes any size)",
             )
         is_folder = self.name not in ("", ".", "..") and not set(self.name) & set("/\\")
-        p.require(is_folder, f"name must be a folder name, got {self.name!r}")
+        is_folder = is_folder and self.name.isprintable() and len(self.name.encode()) <= 200
+        p.require(is_folder, f"name must be a folder name of at most 200 bytes, got {self.name!r:.80}")
         p.require(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         p.require(
             model.variational or objective.kl_weight == 0,

@@ -14,6 +14,17 @@ class Parser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A whole number from 1, as the `type` of a flag."""
-    if not text.isdecimal() or not 0 < int(text) < 10**8:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99999999, got {text}")
+    if not (text.isdecimal() and len(text) < 9 and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 99999999, got {text[:80]}")
     return int(text)
+
+
+def bound(text: str) -> float:
+    """A number from 0, as the `type` of a flag; `inf` for no bound. NaN would be above every distance and below none."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, got {text[:80]}")
+    return value

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from vaegan.config import Config, ConfigError
 from vaegan.networks import Decoder, Discriminator, Encoder
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+_MOST_CONFIG = 1 << 16  # bytes
 
 
 class TrainingPass(NamedTuple):
@@ -135,6 +137,10 @@ class VAEGAN(
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
             reason = " ".join(str(error).split())[:150]
             raise ConfigError(f"{source} is no folder here, and no model that the Hub gives ({reason})") from None
+        except ConfigError:
+            raise
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ConfigError(f"{source} has a damaged {CONFIG_FILE} ({type(error).__name__})") from None
 
     @classmethod
     def _from_pretrained(
@@ -148,9 +154,13 @@ class VAEGAN(
                 token=token, local_files_only=local_files_only,
             )  # fmt: skip
         try:
-            model = cls(**model_kwargs)
-            model.load_state_dict(load_file(file))
-        except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+            state = load_file(file)
+            _require_plain(model_kwargs, inspect.signature(cls.__init__).parameters, len(state))
+            with torch.device("meta"):  # takes no memory, whatever sizes the config asks for
+                model = cls(**model_kwargs)
+            _require_same(state, model.state_dict())
+            model.to_empty(device="cpu").load_state_dict(state)
+        except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"{file} does not hold the model that its {CONFIG_FILE} describes ({reason})") from None
         return model.to(map_location).eval()
@@ -159,13 +169,37 @@ class VAEGAN(
 def _check_config(file: Path, known: set[str]) -> None:
     """ConfigError unless an exported config.json holds arguments of VAEGAN and nothing else."""
     try:
+        if file.stat().st_size > _MOST_CONFIG:
+            raise ValueError(f"more than {_MOST_CONFIG} bytes")
         values = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is damaged ({error}): export the model again") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} is damaged (it holds no fields): export the model again")
     if unknown := sorted(set(values) - known):
-        raise ConfigError(f"{file} has fields that this version does not know ({', '.join(unknown)}): update vaegan")
+        names = ", ".join(unknown)
+        names = (names if names.isprintable() else repr(names))[:200]
+        raise ConfigError(f"{file} has fields that this version does not know ({names}): update vaegan")
+
+
+def _require_plain(arguments: dict, parameters: Mapping[str, inspect.Parameter], tensors: int) -> None:
+    """ValueError for values that are not of their defaults' kinds, and for more layers than there are tensors: building
+    them might take for ever."""
+    for name, value in arguments.items():
+        kind = type(parameters[name].default)
+        if type(value) is not kind and not (kind is tuple and isinstance(value, list)):
+            raise ValueError(f"{name} must be of type {kind.__name__}, got {type(value).__name__}")
+    for name, layers in (("depth", arguments.get("depth", 0)), ("hidden", len(arguments.get("hidden", ())))):
+        if layers > tensors:
+            raise ValueError(f"{name} asks for {layers} layers, but there are {tensors} tensors")
+
+
+def _require_same(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """ValueError unless names and shapes agree."""
+    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in of.items()} for of in (state, own))
+    if different := [name for name in wanted | shapes if shapes.get(name) != wanted.get(name)]:
+        name = different[0]
+        raise ValueError(f"{name!r:.80} has shape {shapes.get(name)} for {wanted.get(name)}")
 
 
 def build_model(config: Config) -> VAEGAN:

@@ -6,7 +6,9 @@ Colour profiles are ignored.
 """
 
 import io
+import stat
 import struct
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from vaegan.config import ConfigError
+from vaegan.data import limits
+from vaegan.data.tags import block_of_info, blocks_in_jpeg, require_few_tags
 
 # What Pillow raises on damaged files: its parsers do arithmetic and look-ups with whatever numbers a file holds.
 # UnidentifiedImageError is an OSError.
@@ -26,6 +30,7 @@ _DECODING_ERRORS = (
 )  # fmt: skip
 
 _JPEG, _PNG, _PNG_END = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_CRC_OF_IDAT = zlib.crc32(b"IDAT")
 _LONGEST_HEADER = 4096
 # Keys of Pillow's `info` that mean more than decoding: a rotation, a colour that is transparent, several passes.
 _BEYOND_PIXELS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "transparency", "interlace"}
@@ -33,8 +38,12 @@ _BEYOND_PIXELS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "
 
 def decode_file(path: str | Path, image_size: int, channels: int, fit: str) -> Tensor:
     """Read one image file as uint8 (channels, image_size, image_size). Raises ConfigError naming the file."""
+    path = Path(path)
     try:
-        data = Path(path).read_bytes()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limits.MOST_BYTES:  # a pipe would be waited for
+            raise OSError(0, f"no file, or one of more than {limits.MOST_BYTES >> 20} MiB")
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); check the path") from error
     return to_channels(decode_bytes(data, str(path), image_size, fit), channels).contiguous()
@@ -117,9 +126,17 @@ def _decode(data: bytes) -> np.ndarray:
 
 def _any(data: bytes) -> np.ndarray:
     """Any format, first frame, upright, to uint8 (H, W) or (H, W, 3)."""
-    if data[:8] == _PNG and not 0 <= data.rfind(b"IEND") <= len(data) - 8:
-        raise ValueError("truncated PNG")  # Pillow accepts a file that ends after the last pixel
-    with Image.open(io.BytesIO(data)) as image:
+    if data[:8] == _PNG:
+        limits.require_whole_png(data)
+    elif data[:2] == _JPEG:
+        for block in blocks_in_jpeg(data):
+            require_few_tags(block)
+    elif data[:2] in (b"II", b"MM"):
+        require_few_tags(data)
+    with Image.open(io.BytesIO(data), formats=limits.FORMATS) as image:
+        limits.require_no_bomb(image, data)
+        image.load()  # a PNG may have its EXIF block behind the pixels
+        require_few_tags(block_of_info(image.info))
         ImageOps.exif_transpose(image, in_place=True)
         return _eight_bits(image)
 
@@ -134,7 +151,11 @@ def _plain(data: bytes) -> np.ndarray:
     meaning = _meaning(header) if len(header) <= _LONGEST_HEADER else None
     if meaning is None:
         raise ValueError("more than pixels, or a header too long to remember")
-    mode, size, codec, arguments = meaning
+    mode, size, codec, arguments, most = meaning
+    if most is None:
+        limits.require_few_scans(data)
+    elif len(encoded) > most:
+        raise ValueError("more bytes than its pixels take")
     return np.array(Image.frombytes(mode, size, encoded, codec, arguments))
 
 
@@ -145,26 +166,36 @@ def _header_and_pixels(data: bytes) -> tuple[bytes, bytes]:
         return data[: scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")], data
     if data[:8] == _PNG and data.endswith(_PNG_END):
         start = data.index(b"IDAT") + 4
-        end = len(data) - len(_PNG_END) - 4  # the CRC, which Pillow does not check
+        end = len(data) - len(_PNG_END) - 4
         if int.from_bytes(data[start - 8 : start - 4], "big") == end - start:  # all pixels are in this chunk
-            return data[: start - 8] + bytes(4) + b"IDAT", data[start:end]  # without its length: any file's may differ
+            pixels = data[start:end]
+            if zlib.crc32(pixels, _CRC_OF_IDAT) != int.from_bytes(data[end : end + 4], "big"):
+                raise ValueError("the check sum of the pixels does not match")  # Pillow does not look at it
+            return data[: start - 8] + bytes(4) + b"IDAT", pixels  # without its length: any file's may differ
     raise ValueError("neither JPEG nor a PNG in its plainest form")
 
 
 @lru_cache(maxsize=64)
-def _meaning(header: bytes) -> tuple[str, tuple[int, int], str, tuple] | None:
-    """Mode, size, decoder and its arguments. None unless what the decoder gives is the image: eight bits, no palette,
-    no transparency, upright, in one piece."""
-    with Image.open(io.BytesIO(header)) as image:
+def _meaning(header: bytes) -> tuple[str, tuple[int, int], str, tuple, int | None] | None:
+    """Mode, size, decoder, its arguments, and the most bytes that the pixels take (None: several scans, to be counted).
+    None unless what the decoder gives is the image: eight bits, no palette, no transparency, upright, in one piece, and
+    not large."""
+    with Image.open(io.BytesIO(header), formats=("JPEG", "PNG")) as image:
         (codec, box, _, arguments), *more = image.tile
         if (
             image.format not in ("JPEG", "PNG")
             or image.mode not in ("L", "RGB")
+            or image.width * image.height > limits.LARGE_PIXELS
             or image.info.keys() & _BEYOND_PIXELS
             or (box, more, getattr(image, "n_frames", 1)) != ((0, 0, *image.size), [], 1)
         ):
             return None
-        return image.mode, image.size, codec, arguments if isinstance(arguments, tuple) else (arguments,)
+        arguments = arguments if isinstance(arguments, tuple) else (arguments,)
+        if image.format == "PNG":
+            return image.mode, image.size, codec, arguments, limits.most_png_bytes(*image.size)
+        # The first scan of a JPEG is the only one if it is of all components and not progressive.
+        several = "progressive" in image.info or header[header.index(b"\xff\xda") + 4] != image.layers
+        return image.mode, image.size, codec, arguments, None if several else limits.MOST_BYTES
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:

@@ -1,11 +1,8 @@
-"""Image files in a folder or a zip archive: their names, labels and bytes, decoded only when asked for."""
+"""Image files in a folder: their names, labels and bytes, decoded only when asked for."""
 
 import hashlib
 import os
 import stat
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,6 +15,7 @@ from torch import Tensor
 from vaegan.config import ConfigError
 from vaegan.data.decode import decode_array, to_channels, to_square
 from vaegan.data.labels import labels_of
+from vaegan.data.limits import MOST_BYTES, require_few_label_bytes, shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -78,6 +76,21 @@ class FileImages:
         """Decode this row at its own size to uint8 (1 or 3, H, W). Raises ConfigError naming the file."""
         return torch.from_numpy(self._array(row).transpose(2, 0, 1))
 
+    def path(self, row: int) -> str:
+        """The field and the file, as errors name it."""
+        return f"{self.where}/{shown(self.names[row])}"
+
+    def encoded(self, row: int) -> bytes:
+        """The file's bytes. Raises ConfigError naming it if it cannot be read, or is larger than any image."""
+        if (size := self.stamps[row][0]) > MOST_BYTES:
+            raise ConfigError(
+                f"{self.path(row)} has {size} bytes, above the limit of {MOST_BYTES}; scale it down or remove the file"
+            )
+        try:
+            return self.read(self.names[row])
+        except OSError as error:
+            raise ConfigError(f"{self.path(row)} cannot be read ({error}); restore or remove the file") from error
+
     def _square(self, row: int, size: int, fit: str) -> np.ndarray:
         """(size, size, 1 or 3)."""
         array = self._array(row)
@@ -87,22 +100,19 @@ class FileImages:
 
     def _array(self, row: int) -> np.ndarray:
         """(H, W, 1 or 3)."""
-        name = self.names[row]
-        where = f"{self.where}/{name}"
-        try:
-            data = self.read(name)
-        except OSError as error:
-            raise ConfigError(f"{where} cannot be read ({error}); restore or remove the file") from error
-        return decode_array(data, where)
+        return decode_array(self.encoded(row), self.path(row))
 
 
 def open_folder(field: str, folder: Path) -> FileImages:
     """Images anywhere in a folder. Labels come from its dataset.json, else from its class subfolders."""
     folder = folder.resolve()  # the folder itself may be a link
     where = f"{field}: {folder}"
-    found = sorted(images_in(field, folder))
+    found, file = sorted(images_in(field, folder)), folder / "dataset.json"
     try:
-        manifest = (folder / "dataset.json").read_bytes() if (folder / "dataset.json").is_file() else None
+        manifest = None
+        if file.is_file():
+            require_few_label_bytes(where, file.stat().st_size, len(found))
+            manifest = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"{where} cannot be read ({error}); check its permissions") from error
     names, stamps = [name for name, _, _ in found], [(size,) for _, size, _ in found]
@@ -119,36 +129,12 @@ def listed_files(field: str, folder: Path, names: list[str], labels: Tensor | No
     return FileImages(f"{field}: {folder}", names, stamps, partial(_read_file, folder), labels, classes, written)
 
 
-def open_zip(field: str, path: Path) -> FileImages:
-    """Images anywhere in a zip archive, stored or deflated, in the convention of StyleGAN and EDM.
-
-    Labels come from its dataset.json, {"labels": [[name, int], ...] or null}, optionally with "classes", else from
-    its class subfolders. Nothing is ever extracted to disk.
-    """
-    where = f"{field}: {path}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {name.replace("\\", "/"): info for name, info in archive.NameToInfo.items() if is_image(name)}
-            manifest = archive.read("dataset.json") if "dataset.json" in archive.NameToInfo else None
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise ConfigError(f"{where} is damaged or no zip archive ({error}); give a folder or zip of images") from error
-    names = sorted(entries)
-    require_images(names, where)
-    for name in names:
-        entry = entries[name]
-        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ConfigError(f"{where}/{name} is encrypted or packed unusually; store or deflate the images")
-    labels, classes = labels_of(names, manifest, where)
-    stamps = [(entries[name].file_size, entries[name].CRC) for name in names]
-    return FileImages(where, names, stamps, partial(_read_entry, path, entries), labels, classes)
-
-
 def images_in(field: str, folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yield (relative name, bytes, time of writing) of the image files anywhere in a folder, in no order. ConfigError if
     it cannot be read, or for links out of it."""
     try:
         yield from (file for file in _scan(field, folder, folder, "") if is_image(file[0]))
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         raise ConfigError(f"{field}: {folder} cannot be read ({error}); check its permissions") from error
 
 
@@ -197,24 +183,3 @@ def _require_inside(field: str, root: Path, entry: os.DirEntry) -> None:
 def _read_file(folder: Path, name: str) -> bytes:
     with open(f"{folder}/{name}", "rb", buffering=0) as file:
         return file.read()
-
-
-def _read_entry(path: Path, entries: dict[str, zipfile.ZipInfo], name: str) -> bytes:
-    """An entry's bytes, checked against its CRC. The archive is opened anew each time, which costs microseconds and
-    leaves no handle to share between threads or to lose at a fork."""
-    info = entries[name]
-    with open(path, "rb", buffering=0) as file:
-        file.seek(info.header_offset)
-        header = file.read(30)
-        if len(header) < 30:
-            raise OSError("the archive is truncated")
-        file.seek(sum(struct.unpack_from("<HH", header, 26)), os.SEEK_CUR)  # the local name and extra field
-        data = file.read(info.compress_size)
-    if info.compress_type == zipfile.ZIP_DEFLATED:
-        try:
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, info.file_size)
-        except zlib.error as error:
-            raise OSError(f"damaged: {error}") from error
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise OSError("damaged: its CRC does not match")
-    return data

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vaegan import counter
 from vaegan.config import NAMED_SOURCES, ConfigError, DataConfig
+from vaegan.data.damaged import Substitutes
 from vaegan.data.decode import to_channels, to_square
 from vaegan.data.files import FileImages
 from vaegan.data.named import ArrayImages, open_named
@@ -40,9 +41,12 @@ class ImageSet:
     """Square uint8 images of one size, decoded beforehand (`in_memory`) or each time they are asked for."""
 
     def __init__(self, source: FileImages | ArrayImages, config: DataConfig):
-        """Raises ConfigError naming the file if an image that is decoded beforehand cannot be."""
+        """Raises ConfigError naming the file if an image that is decoded beforehand is damaged, or too many are for
+        others to stand in for them."""
         self._source = source
         self._form = (config.image_size, config.channels, config.fit)
+        substitutes = config.damaged == "substitute" and isinstance(source, FileImages)
+        self.substitutes = Substitutes(source, self._form, config.damaged_limit) if substitutes else None
         self.shape = (config.channels, config.image_size, config.image_size)
         self.labels = source.labels  # (N,) int64, or None
         self.classes = source.classes
@@ -63,7 +67,10 @@ class ImageSet:
         return self._decode_in_threads(indices.tolist())
 
     def decode(self, rows: list[int]) -> Tensor:
-        """The same of a streaming set, in one thread as a worker process should."""
+        """The same of a streaming set, in one thread as a worker process should. The training process has to be told
+        what is then in `substitutes.found`."""
+        if self.substitutes is not None:
+            return self.substitutes.decode(rows)
         return self._source.images(rows, *self._form)
 
     def _decode_in_threads(self, rows) -> Tensor:
@@ -73,9 +80,11 @@ class ImageSet:
         def decode_chunk(start: int) -> None:
             images[start : start + _CHUNK] = self.decode(rows[start : start + _CHUNK])
 
-        with ThreadPoolExecutor(_cores() if self._source.gains_from_threads else 1) as pool:
+        with ThreadPoolExecutor(cores() if self._source.gains_from_threads else 1) as pool:
             for _ in pool.map(decode_chunk, range(0, len(rows), _CHUNK)):
                 pass  # an error of a thread is raised here, and cancels the rest
+        if self.substitutes is not None:
+            self.substitutes.report(self.substitutes.found)
         return images
 
 
@@ -133,7 +142,7 @@ def decode_each(images: FileImages, rows: list[int], form: Form | None, *, skip:
 
     if not images.gains_from_threads:
         return [decode(row) for row in rows]
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(decode, rows))
 
 
@@ -152,6 +161,6 @@ def _split(source: FileImages, fraction: float, seed: int) -> tuple[FileImages, 
     return source.subset(order[count:].sort().values), source.subset(order[:count].sort().values)
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use; not every system can tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

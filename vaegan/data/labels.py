@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vaegan.config import ConfigError
 
+_MOST_CLASSES = 1 << 31
 
 def labels_of(names: list[str], manifest: bytes | None, where: str) -> tuple[Tensor | None, list[str] | None]:
     """Labels, (N,) int64, and class names of the images of a folder or archive, each None if unknown.
@@ -17,7 +18,7 @@ def labels_of(names: list[str], manifest: bytes | None, where: str) -> tuple[Ten
         return _labels_from_folders(names)
     try:
         return _labels_from_manifest(names, json.loads(manifest))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"no label for {error}" if isinstance(error, KeyError) else error
         raise ConfigError(f"{where}/dataset.json has no usable labels ({reason}); mend or remove it") from error
 
@@ -28,7 +29,7 @@ def _labels_from_manifest(names: list[str], manifest: dict) -> tuple[Tensor | No
         return None, None
     by_name = {name.replace("\\", "/"): label for name, label in dict(labels).items()}
     values = [by_name[name] for name in names]
-    if not all(type(value) is int and value >= 0 for value in values):
+    if not all(type(value) is int and 0 <= value < _MOST_CLASSES for value in values):
         raise ValueError("labels must be whole numbers from 0")
     if classes is not None and len(classes) <= max(values):
         raise ValueError(f"label {max(values)} for {len(classes)} classes")

@@ -3,6 +3,7 @@
 Nothing is ever extracted to disk: an image is read from its place in its archive.
 """
 
+import io
 import os
 import struct
 import tarfile
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor
 
 from vaegan.config import ConfigError
-from vaegan.data.files import FileImages, hash_of, images_in, is_image, open_folder, open_zip, require_images
+from vaegan.data.files import FileImages, hash_of, images_in, is_image, open_folder, require_images
 from vaegan.data.labels import labels_of
+from vaegan.data.limits import require_few_label_bytes, require_plain_name, shown
+from vaegan.data.zips import open_zip
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _ARCHIVES = (".zip", ".tar", *_COMPRESSED)
 _PADDING = 1 << 20  # the most zeros that end a tar archive: the largest record that tar writes
+_LONGEST_HEADER = 2 << 20  # names take some thousand bytes, but a header may claim any number, which tarfile reads
 
 # What tarfile raises on damaged headers beside its own errors, as they hold any numbers and text.
 _TAR_ERRORS = (
@@ -72,18 +76,20 @@ def open_tar(field: str, path: Path) -> FileImages:
         raise ConfigError(
             f"{where} is truncated, damaged or no tar archive ({reason}); pack or download it again"
         ) from error
+    for name in places:
+        require_plain_name(where, name)
     names = sorted(name for name in places if is_image(name))
     require_images(names, where)
     images = {name: place for name in names if (place := places[name])}
     if len(images) < len(names):
         name = next(name for name in names if name not in images)
         raise ConfigError(
-            f"{where}/{name} is a link or no regular file; pack the images themselves (tar --dereference "
+            f"{where}/{shown(name)} is a link or no regular file; pack the images themselves (tar --dereference "
             "--hard-dereference)"
         )
     labels, classes = _class_numbers(names, texts, where), None
     if labels is None:
-        labels, classes = labels_of(names, texts.get("dataset.json"), where)
+        labels, classes = labels_of(names, _manifest(path, places.get("dataset.json"), len(names), where), where)
     stamps = [(size,) for _, size in images.values()]
     written = hash_of([path.stat().st_mtime_ns])
     return FileImages(where, names, stamps, partial(_read_member, path, images), labels, classes, written)
@@ -112,10 +118,10 @@ def _archives(field: str, folder: Path) -> list[Path]:
 
 def _index(path: Path) -> tuple[dict[str, tuple[int, int] | None], dict[str, bytes]]:
     """Of a tar archive, the place (offset and bytes) of each regular file and None of each link or device; and the
-    contents of dataset.json and of `.cls` files."""
+    contents of `.cls` files."""
     places: dict[str, tuple[int, int] | None] = {}
     texts, start = {}, -1
-    with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
+    with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # it would keep a kilobyte of each
             if archive.offset <= start:  # a negative size, which tarfile follows back in a circle
@@ -126,15 +132,35 @@ def _index(path: Path) -> tuple[dict[str, tuple[int, int] | None], dict[str, byt
             name = member.name.removeprefix("./")
             regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)  # a sparse file does not lie in one piece
             places[name] = (member.offset_data, member.size) if regular else None
-            if regular and (name == "dataset.json" or name.endswith(".cls")):
+            if regular and name.endswith(".cls"):
                 file.seek(member.offset_data)
-                texts[name] = file.read(member.size if name == "dataset.json" else min(member.size, 64))
+                texts[name] = file.read(min(member.size, 64))
         # tarfile takes a damaged header, and a file that ends between two members, for the end of the archive.
         file.seek(archive.offset)
         end = file.read(_PADDING + 1)
         if not tarfile.BLOCKSIZE <= len(end) <= _PADDING or end.strip(b"\0"):
             raise tarfile.ReadError(f"no end of the archive at byte {archive.offset}")
     return places, texts
+
+
+class _Headers(io.BufferedReader):
+    """A tar archive for tarfile, which reads nothing else than headers and what they claim to take."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _manifest(path: Path, place: tuple[int, int] | None, images: int, where: str) -> bytes | None:
+    """What dataset.json holds, None if there is none."""
+    if place is None:
+        return None
+    require_few_label_bytes(where, place[1], images)
+    return _read_member(path, {"dataset.json": place}, "dataset.json")
 
 
 def _class_numbers(names: list[str], texts: dict[str, bytes], where: str) -> Tensor | None:

@@ -19,7 +19,8 @@ def decoded(
 ) -> Iterator[Tensor]:
     """uint8 (batch_size, C, H, W) of each (epoch, rows) of a plan, transformed. The next one is written over it.
 
-    Workers live as long as this iterator; 0 of them decode in this process. Raises ConfigError if a file is damaged.
+    Workers live as long as this iterator; 0 of them decode in this process. Raises ConfigError if a file is damaged, or
+    so many that no others may stand in for them.
     """
     slots = _slots(workers, (batch_size, *images.shape))
     free = deque(range(len(slots)))
@@ -31,7 +32,9 @@ def decoded(
         prefetch_factor=_AHEAD if workers else None,
         generator=torch.Generator(),  # its own, or it would draw from torch's global one
     )
-    for slot, problem in loader:
+    for slot, problem, found in loader:
+        if found:
+            images.substitutes.report(found)
         if problem:
             raise ConfigError(problem)
         yield slots[slot]
@@ -65,14 +68,19 @@ class _Decoder(Dataset):
     def __init__(self, images: ImageSet, slots: Tensor, transform: Callable | None):
         self._images, self._slots, self._transform = images, slots, transform
 
-    def __getitem__(self, task: tuple[int, int, list[int]]) -> tuple[int, str]:
-        """Fill a slot; its number, and what is wrong with a file: an exception would arrive wrapped in a trace."""
+    def __getitem__(self, task: tuple[int, int, list[int]]) -> tuple[int, str, dict[int, str]]:
+        """Fill a slot; its number, what is wrong with a file (an exception would arrive wrapped in a trace), and which
+        damaged rows this worker has newly found, others standing in for them."""
         slot, epoch, rows = task
+        known = len(self._found())
         try:
             pixels = self._images.decode(rows)
         except ConfigError as error:
-            return slot, str(error)
+            return slot, str(error), {}
         if self._transform is not None:
             pixels = self._transform(pixels, torch.tensor(rows), epoch=epoch)
         self._slots[slot].copy_(pixels)
-        return slot, ""
+        return slot, "", dict(list(self._found().items())[known:]) if len(self._found()) > known else {}
+
+    def _found(self) -> dict[int, str]:
+        return self._images.substitutes.found if self._images.substitutes else {}

@@ -135,7 +135,7 @@ def open_model(run: str, device: torch.device) -> VAEGAN:
 def run_config(run: str) -> Config | None:
     """The configuration of a run folder; an exported model has none."""
     file = Path(run).expanduser() / "config.yaml"
-    return cli.config_from_dict(cli.load_yaml(file, "RUN")) if file.is_file() else None
+    return cli.load_config(file) if file.is_file() else None
 
 
 def form_of(run: str, model: VAEGAN) -> Form:

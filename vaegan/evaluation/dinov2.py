@@ -10,20 +10,19 @@ from vaegan.config import ConfigError
 from vaegan.evaluation.weights import OFFLINE, hash_of_file, hash_of_state, load_state, read_state
 
 _TIMM_NAME = "vit_large_patch14_dinov2.lvd142m"
-_HUB = ("facebookresearch/dinov2", "dinov2_vitl14")
 
 
 def load_dinov2(weights: Path | None) -> tuple[nn.Module, str]:
     """Network for ImageNet-normalised (B, 3, 224, 224) -> class token (B, 1024), and the SHA-256 of its weights.
 
-    Through timm where it is installed, else torch.hub. Raises ConfigError where neither can be had.
+    Through timm: torch.hub would fetch a program from the net and run it. Raises ConfigError where it cannot be had.
     """
     state = None if weights is None else read_state(weights)
     try:
-        network, from_timm = _network(pretrained=state is None)
-    except Exception as error:  # whatever the network libraries beneath timm and torch.hub raise
+        network = _network(pretrained=state is None)
+    except Exception as error:  # whatever the network libraries beneath timm raise
         raise ConfigError(
-            f"extractor: dinov2 cannot be loaded ({type(error).__name__}); allow downloads, pip install timm and pass "
+            f"extractor: dinov2 cannot be loaded ({type(error).__name__}); pip install timm, and allow downloads or pass "
             f"`--weights PATH`, or {OFFLINE}"
         ) from error
     network.mask_token = None  # only training needs it, and timm leaves it out
@@ -33,10 +32,9 @@ def load_dinov2(weights: Path | None) -> tuple[nn.Module, str]:
         sha = hash_of_file(weights)
         state.pop("mask_token", None)
         load_state(network, state, "dinov2", weights)
-    if from_timm:
-        positions = network.pos_embed.detach()
-        network.set_input_size(img_size=224)
-        network.pos_embed = nn.Parameter(interpolate_positions(positions, 224 // 14))
+    positions = network.pos_embed.detach()
+    network.set_input_size(img_size=224)
+    network.pos_embed = nn.Parameter(interpolate_positions(positions, 224 // 14))
     return network, sha
 
 
@@ -52,10 +50,8 @@ def interpolate_positions(positions: Tensor, side: int) -> Tensor:
     return torch.cat([token, grid.flatten(2).mT], 1)
 
 
-def _network(pretrained: bool) -> tuple[nn.Module, bool]:
-    """The network for 518 x 518 pixels, as it was trained, and whether it is timm's."""
-    try:
-        import timm
-    except ImportError:
-        return torch.hub.load(*_HUB, pretrained=pretrained, trust_repo=True, verbose=False), False
-    return timm.create_model(_TIMM_NAME, pretrained=pretrained, num_classes=0, img_size=518), True
+def _network(pretrained: bool) -> nn.Module:
+    """The network for 518 x 518 pixels, as it was trained."""
+    import timm
+
+    return timm.create_model(_TIMM_NAME, pretrained=pretrained, num_classes=0, img_size=518)

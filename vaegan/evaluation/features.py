@@ -187,14 +187,14 @@ def _own(name: str, resizer: str | None, input_size: int | None, device: torch.d
 
 
 def _script(path: Path, device: torch.device) -> tuple[str, nn.Module, str]:
-    """Name, network and SHA-256 of a TorchScript file."""
+    """Name, network and SHA-256 of a TorchScript file, which is a program: it may write files."""
     if not path.is_file():
         raise ConfigError(f"extractor: {path} does not exist; check the path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, its files are not gone
             network = torch.jit.load(path, map_location=device)
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # it interprets whatever bytes it finds
         raise ConfigError(
             f"extractor: {path} is damaged or no TorchScript; weights for {', '.join(EXTRACTORS)} are passed as weights"
         ) from error
@@ -207,7 +207,7 @@ def _called(name: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
     sys.path.append(folder)  # one's own module usually lies there, and a script's path leaves it out
     try:
         function = _imported(name)
-        network = function() if callable(function) else None
+        network = function() if _takes_nothing(function) else None
     finally:
         sys.path.remove(folder)
     if not callable(network):
@@ -216,14 +216,25 @@ def _called(name: str, device: torch.device) -> tuple[Callable[[Tensor], Tensor]
         network = network.to(device).eval()
         if state := network.state_dict():
             return network, hash_of_state(state)
-    return network, hash_of_file(Path(inspect.getsourcefile(function)))
+    try:
+        return network, hash_of_file(Path(inspect.getsourcefile(function)))
+    except TypeError as error:  # built in, or made where no file is
+        raise ConfigError(f"extractor: {name} must be a function of a source file") from error
+
+
+def _takes_nothing(function: object) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _imported(name: str) -> object:
     module_name, _, function_name = name.partition(":")
     try:
         return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"extractor: {name} cannot be imported ({error}); check module and function") from error
 
 

@@ -78,9 +78,10 @@ PRETRAINED: dict[str, tuple[int, str, Callable[[Path | None, str], Pretrained]]]
 
 
 def _loaded(network_class: type[nn.Module], name: str, path: Path) -> nn.Module:
+    state = read_state(path)
     with torch.device("meta"):  # neither time nor random numbers for weights that are replaced at once
         network = network_class()
-    load_state(network, read_state(path), name, path)
+    load_state(network, state, name, path)
     return network.eval().requires_grad_(False)
 
 

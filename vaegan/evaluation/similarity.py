@@ -1,15 +1,14 @@
 """How alike two images look: SSIM, MS-SSIM and LPIPS, a value an image, as torchmetrics computes them."""
 
-import hashlib
-import io
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from vaegan.config import ConfigError
 from vaegan.evaluation.shares import ALONE, Shares
+from vaegan.evaluation.weights import hash_of_file, read_state
 
 # Smallest images, in pixels a side: SSIM reflects 5 beyond the edge; of MS-SSIM's five scales the last, a sixteenth,
 # must hold the window of 11; AlexNet's second pooling needs 3 of the first one's outputs.
@@ -78,11 +77,10 @@ def _perceptual_network(size: int) -> tuple[nn.Module | None, str]:
     if not file.is_file():
         return None, f"lpips left out: it needs the weights of AlexNet; put {url} at {file}"
     try:
-        data = file.read_bytes()
-        network = _with_weights(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError):
+        network, digest = _with_weights(read_state(file)), hash_of_file(file)
+    except (ConfigError, RuntimeError, LookupError):
         return None, f"lpips left out: {file} does not hold the weights of AlexNet; fetch it again from {url}"
-    published, digest = file.stem.rsplit("-", 1)[-1], hashlib.sha256(data).hexdigest()
+    published = file.stem.rsplit("-", 1)[-1]
     if not digest.startswith(published):
         return network, f"lpips is not comparable: {file} is not the published AlexNet (SHA-256 {digest[:8]})"
     return network, ""

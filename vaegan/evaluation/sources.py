@@ -147,10 +147,7 @@ def _data_config(run: Path) -> DataConfig:
     file = run / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{run} holds no config.yaml, which would name its images: give a run folder")
-    try:
-        return cli.config_from_dict(cli.load_yaml(file, "RUN")).data
-    except TypeError as error:
-        raise ConfigError(f"{file} has fields that this version does not know ({error}): update vaegan") from error
+    return cli.load_config(file).data
 
 
 class ModelSource:

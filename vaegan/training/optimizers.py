@@ -34,16 +34,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def fits(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor] | None) -> bool:
-    """Whether `load_optimizer_tensors` can take these: its parameters' numbers and shapes, or numbers. One that has not
-    stepped yet has none."""
+    """Whether `load_optimizer_tensors` can take these: for each parameter all of Adam's fields, of its shape, or none. One
+    that has not stepped yet has none."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, value in ({"": None} if tensors is None else tensors).items():
-        index = name.partition(".")[0]
-        if not index.isdigit() or int(index) >= len(parameters):
+    if tensors is None:
+        return False
+    fields: dict[str, set[str]] = {}
+    for name, value in tensors.items():
+        index, _, field = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
             return False
-        if value.numel() != 1 and value.shape != parameters[int(index)].shape:
+        shape = () if field == "step" else parameters[int(index)].shape
+        if value.shape != shape or not value.is_floating_point():
             return False
-    return True
+        fields.setdefault(index, set()).add(field)
+    return all(names == {"step", "exp_avg", "exp_avg_sq"} for names in fields.values())
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

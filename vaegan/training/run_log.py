@@ -198,15 +198,15 @@ class RunLog:
 
 
 def _drop_later_lines(file: Path, step: int) -> None:
-    """Keep the lines of metrics.jsonl up to a step; a last line that a kill cut in two goes as well."""
+    """Keep the lines of metrics.jsonl up to a step; a last line that a kill cut in two goes as well, and what is no line."""
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue
     partial = file.with_name(".metrics.partial")
     partial.write_text("".join(kept))

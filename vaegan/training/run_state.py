@@ -1,6 +1,8 @@
 """What a run needs to go on, taken from a trainer and given back to it; and the exported model."""
 
+import logging
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +12,14 @@ from torch import Tensor
 
 from vaegan.config import Config, ConfigError
 from vaegan.model import VAEGAN, build_model
-from vaegan.training import checkpoint, optimizers
+from vaegan.training import checkpoint, fitting, optimizers
 
 if TYPE_CHECKING:
     from vaegan.training.trainer import Trainer
 
 # Fields that may differ when a run goes on: they change neither the networks, nor the losses, nor the data order.
-FREE_FIELDS = ("root", "storage", "memory_limit", "workers")
+FREE_FIELDS = ("root", "storage", "memory_limit", "workers", "damaged", "damaged_limit")
+log = logging.getLogger("vaegan")
 
 
 def save(trainer: "Trainer", run_dir: Path, together: bool = True) -> str:
@@ -27,7 +30,7 @@ def save(trainer: "Trainer", run_dir: Path, together: bool = True) -> str:
         try:
             checkpoint.save(run_dir / "checkpoints", trainer.step, _tensors(trainer), _state(trainer))
             kept = (trainer.monitor.best or {}).get("step")
-            checkpoint.prune(run_dir / "checkpoints", trainer.config.train.keep_last, kept)
+            checkpoint.prune(run_dir / "checkpoints", trainer.step, trainer.config.train.keep_last, kept)
             _export(trainer.sampling_model, run_dir)
         except (OSError, SafetensorError) as error:
             problem = [error.strerror if isinstance(error, OSError) and error.strerror else str(error)]
@@ -57,22 +60,24 @@ def _state(trainer: "Trainer") -> dict:
         "statistics_counts": trainer.statistics.counts,
         "ema_updates": trainer.ema.updates if trainer.ema else 0,
         "data": trainer.images.fingerprint,
+        "validation": _validation(trainer),
         "config": trainer.config.as_dict(),
     }
+
+
+def _validation(trainer: "Trainer") -> str | None:
+    return None if trainer.validation is None else trainer.validation.fingerprint
 
 
 def restore(trainer: "Trainer", run_dir: Path) -> bool:
     """Go back to the newest sound checkpoint of a run; False if it has none. ConfigError if it does not fit."""
 
     def check(contents: checkpoint.Contents) -> None:
-        tensors, state = contents
+        state = contents[1]
         path = checkpoint.checkpoint_path(run_dir / "checkpoints", state["step"])
-        if missing := sorted(_state(trainer).keys() - state.keys()):
-            raise checkpoint.DamagedCheckpoint(
-                f"{path / checkpoint.STATE}: no {', '.join(missing)}; of another version?"
-            )
-        _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir)
-        _require_fitting(tensors, trainer, path)
+        fitting.require_state(state, path)
+        _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir, _validation(trainer))
+        fitting.require_tensors(contents, trainer, path)
 
     loaded = checkpoint.load_latest(run_dir / "checkpoints", check)
     if loaded is None:
@@ -100,20 +105,26 @@ def export_best(trainer: "Trainer", run_dir: Path) -> None:
     if trainer.config.train.patience == 0 or best is None or best["step"] == trainer.step:
         return
     if trainer.accelerator.is_main_process:
-        tensors, _ = checkpoint.load(checkpoint.checkpoint_path(run_dir / "checkpoints", best["step"]))
-        model = build_model(trainer.config)
-        model.load_state_dict(tensors["ema" if trainer.ema else "model"])
-        _export(model, run_dir)
+        try:
+            tensors, _ = checkpoint.load(checkpoint.checkpoint_path(run_dir / "checkpoints", best["step"]))
+        except checkpoint.DamagedCheckpoint as error:  # or it could not be written
+            log.warning("the exported model is the last, since the best cannot be read: %s", error)
+        else:
+            model = build_model(trainer.config)
+            model.load_state_dict(tensors["ema" if trainer.ema else "model"])
+            _export(model, run_dir)
     trainer.accelerator.wait_for_everyone()
 
 
-def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path) -> None:
+def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path, validation: str | None) -> None:
     """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
     old, new = state["config"], config.as_dict()
     pairs = [
-        ("seed", old["seed"], new["seed"]),
-        ("train.batch_size", old["train"]["batch_size"], config.train.batch_size),
+        ("seed", old.get("seed"), new["seed"]),
+        ("train.batch_size", old["train"].get("batch_size"), config.train.batch_size),
     ]
+    if old["train"].get("ema_decay") == 0:  # there is no average to go on with
+        pairs.append(("train.ema_decay", 0.0, config.train.ema_decay))
     for section in ("model", "data", "objective"):
         for name, value in new[section].items():
             if name not in FREE_FIELDS:
@@ -125,32 +136,17 @@ def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Pa
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    if state["data"] != fingerprint and not config.allow_changed_data:
+    if (state["data"], state["validation"]) != (fingerprint, validation) and not config.allow_changed_data:
         raise ConfigError(
             f"data.source {config.data.source} has changed since {run_dir} was trained: restore the images, choose "
             "another name for a new run, or go on with --allow_changed_data true"
         )
 
 
-def _require_fitting(tensors: dict[str, dict[str, Tensor]], trainer: "Trainer", path: Path) -> None:
-    """DamagedCheckpoint unless the tensors have the names and shapes of this run's."""
-    expected = {"model": trainer.plain_model.state_dict()}
-    if trainer.ema:
-        expected["ema"] = trainer.ema.module.state_dict()
-    if trainer.discriminator is not None:
-        expected["discriminator"] = trainer.plain_discriminator.state_dict()
-    for group, wanted in expected.items():
-        got = {name: tuple(tensor.shape) for name, tensor in tensors.get(group, {}).items()}
-        if got != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
-            raise checkpoint.DamagedCheckpoint(f"{path / group}.safetensors: not the tensors of this run's {group}")
-    for group in ("model_optimizer", "discriminator_optimizer"):
-        if (optimizer := getattr(trainer, group)) is not None and not optimizers.fits(optimizer, tensors.get(group)):
-            raise checkpoint.DamagedCheckpoint(f"{path / group}.safetensors: not the tensors of this run's {group}")
-
-
 def _export(model: VAEGAN, run_dir: Path) -> None:
     """Write the model for use (`VAEGAN.from_pretrained`) into the run's folder, file by file whole."""
     partial = run_dir / ".partial-export"
+    shutil.rmtree(partial, ignore_errors=True)  # what a run left that was killed in the midst of this
     model.save_pretrained(partial)
     for file in sorted(partial.iterdir()):
         os.replace(file, run_dir / file.name)
