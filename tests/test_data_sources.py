@@ -415,3 +415,19 @@ def test_cifar_archive():
     assert images.classes[0] == "airplane" and images.classes[9] == "truck"
     batch = images.batch(torch.arange(0, 50000, 100)).float()
     assert 100 < batch.mean() < 140 and 50 < batch.std() < 80  # CIFAR-10: 121 and 64
+
+
+def test_an_idx_file_that_unpacks_without_end_is_refused(tmp_path):
+    from vaegan.data.named import read_idx
+
+    with gzip.open(tmp_path / "bomb.gz", "wb") as file:
+        for _ in range(80):
+            file.write(bytes(1 << 20))
+    with pytest.raises(ConfigError, match="bomb.gz.*more than 67108864 bytes"):
+        read_idx(tmp_path / "bomb.gz", 3)
+
+
+def test_pickles_of_an_old_torchvision_are_not_opened(tmp_path):
+    (tmp_path / "FashionMNIST" / "processed").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="FashionMNIST/processed is of an old torchvision; remove it"):
+        load_data(DataConfig(source="fashion_mnist", root=str(tmp_path)))

@@ -21,9 +21,11 @@ from vaegan.data.files import FileImages, listed_files
 
 EMBEDDED_MNIST = Path(__file__).parents[2] / "assets" / "mnist"
 
-# URLError is an OSError; torchvision raises RuntimeError where a checksum is wrong.
+_LARGEST_IDX = 64 << 20  # bytes; MNIST has 47 million
+# URLError is an OSError; torchvision raises RuntimeError where a checksum is wrong, and what it likes on damaged IDX files.
 _DOWNLOAD_ERRORS = (
     OSError, RuntimeError, ValueError, EOFError, http.client.HTTPException, tarfile.TarError, zipfile.BadZipFile,
+    AssertionError, LookupError, struct.error, zlib.error,
 )  # fmt: skip
 
 
@@ -66,6 +68,9 @@ def open_named(field: str, name: str, root: str, train: bool) -> ArrayImages | F
     if name == "mnist" and EMBEDDED_MNIST.is_dir():
         return _embedded_mnist(train)
     folder = Path(root).expanduser()
+    old = folder / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}.get(name, name) / "processed"
+    if old.is_dir():  # which torchvision would unpickle
+        raise ConfigError(f"{field} {name}: {old} is of an old torchvision; remove it, and keep the folder raw beside it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         from torchvision import datasets  # takes a second or two, and is seldom needed
@@ -129,7 +134,10 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     Raises ConfigError if it is missing, damaged or of another kind.
     """
     try:
-        data = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            data = file.read(_LARGEST_IDX + 1)
+        if len(data) > _LARGEST_IDX:
+            raise ValueError(f"more than {_LARGEST_IDX} bytes")
         magic, *shape = struct.unpack_from(f">{1 + dimensions}I", data)
         if magic != 0x0800 + dimensions:
             raise ValueError(f"magic number {magic:#x}, not {0x0800 + dimensions:#x}")
