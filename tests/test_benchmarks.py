@@ -12,8 +12,8 @@ from conftest import REPOSITORY
 
 from vaegan.config import ObjectiveConfig
 from vaegan.evaluation.sources import open_source
-from vaegan.training import process
 from vaegan.model import VAEGAN, build_model
+from vaegan.training import process
 
 
 def load(name: str):
