@@ -80,7 +80,7 @@ def test_writing_fails_without_a_trace(statistics, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(statistics_file, "save_file", full)
+    monkeypatch.setattr(statistics_file, "save", full)
     with pytest.raises(ConfigError, match="stats.safetensors cannot be written .No space left"):
         save_statistics(file, statistics, PROTOCOL)
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vaegan import latents
@@ -111,7 +111,7 @@ class VAEGAN(
         target = Path(save_directory) / WEIGHTS_FILE
         partial = target.with_name(f".{WEIGHTS_FILE}.{os.getpid()}")
         try:
-            save_file({name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}, partial)
+            partial.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}))
             os.replace(partial, target)  # a reader sees the old file or the new one
         finally:
             with contextlib.suppress(FileNotFoundError):

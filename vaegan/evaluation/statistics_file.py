@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from vaegan.config import ConfigError
@@ -34,10 +34,10 @@ def save_statistics(path: Path, statistics: FeatureStatistics, protocol: Mapping
             mu, sigma = statistics.mean.cpu().numpy(), statistics.covariance.cpu().numpy()
             np.savez(partial, mu=mu, sigma=sigma, protocol=np.array(text))
         else:
-            save_file(_tensors(statistics), partial, metadata={"protocol": text})
+            partial.write_bytes(save(_tensors(statistics), metadata={"protocol": text}))
         os.replace(partial, path)  # a reader sees the old file or the new one
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error})") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

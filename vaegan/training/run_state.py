@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vaegan.config import Config, ConfigError
@@ -32,8 +31,8 @@ def save(trainer: "Trainer", run_dir: Path, together: bool = True) -> str:
             kept = (trainer.monitor.best or {}).get("step")
             checkpoint.prune(run_dir / "checkpoints", trainer.step, trainer.config.train.keep_last, kept)
             _export(trainer.sampling_model, run_dir)
-        except (OSError, SafetensorError) as error:
-            problem = [error.strerror if isinstance(error, OSError) and error.strerror else str(error)]
+        except OSError as error:
+            problem = [error.strerror or str(error)]
     if together and trainer.accelerator.num_processes > 1:
         broadcast_object_list(problem)
     return problem[0]
