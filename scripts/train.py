@@ -23,7 +23,7 @@ def main() -> None:
     resumed = resume and run_state.restore(trainer, run_dir)
     log = logging.getLogger("vaegan")
     log.info("%s %s at step %d of %d", "resuming" if resumed else "training", run_dir, trainer.step, trainer.total_steps)
-    if trainer.finished:
+    if trainer.finished and not trainer.look_due:
         log.info("this run is complete: raise train.steps or train.epochs to go on")
     trainer.fit(run_dir)
     log.info("done: pictures, figures and the model are in %s", run_dir)

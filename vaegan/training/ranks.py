@@ -40,8 +40,11 @@ class Signal:
         return int(flag)
 
 
-class RanksDiverged(RuntimeError):
+class RanksDiverged(stop.Stopped):
     """Weights differ between the processes, which train one model."""
+
+    def __init__(self, message: str):
+        super().__init__(message, 1)
 
 
 def require_equal_weights(trainer: "Trainer") -> None:

@@ -70,7 +70,7 @@ class Run:
             self._read_figures()
             self._between_steps()
         except NonFiniteLoss as error:
-            if self._config.on_non_finite == "stop" or len(t.skipped) == MAX_SKIPPED:
+            if self._config.on_non_finite == "stop" or len(t.skipped) >= MAX_SKIPPED:
                 raise
             self._roll_back(error)
 
