@@ -122,6 +122,17 @@ def test_a_rollback_before_the_first_save_has_a_place_to_go_to(run, tmp_path):
     assert t.step == 12 and t.skipped == [BAD_STEP]
 
 
+def test_a_rollback_that_has_no_checkpoint_stops(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    t = run(on_non_finite="rollback", save_every=100)
+    once(t, lambda micro_batches: micro_batches[0].view(-1)[0].fill_(math.nan))
+    with pytest.raises(NonFiniteLoss, match=f"step {BAD_STEP + 1}"):
+        t.fit(tmp_path)
+
+
 def test_a_run_whose_batches_are_all_bad_stops_all_the_same(run, tmp_path):
     t = run(on_non_finite="rollback", save_every=100, steps=40)
     step = t.train_step

@@ -80,13 +80,19 @@ def _images(trainer: "Trainer", micro_batches: list[Tensor]) -> str:
 
 def _bad_images(trainer: "Trainer", x: Tensor) -> Tensor:
     """(B,) bool of images (B, C, H, W)."""
-    seen = [x]
+    bad = _bad_rows(x)
+    if bad.any():  # through batch statistics one of them would spoil what the networks make of all
+        return bad
+    seen = []
     with evaluating(trainer.plain_model):
         if trainer.plain_model.encoder is not None:
             mu, logvar = trainer.plain_model.encoder(x)
             seen += [mu, trainer.plain_model.decoder(mu)] + ([] if logvar is None else [logvar])
         if trainer.plain_discriminator is not None:
             seen += list(trainer.plain_discriminator(x))
-    return ~torch.stack(
-        [values.float().flatten(1 if values.ndim > 1 else 0).isfinite().reshape(len(x), -1).all(1) for values in seen]
-    ).all(0)
+    return torch.stack([_bad_rows(values) for values in seen]).any(0)
+
+
+def _bad_rows(values: Tensor) -> Tensor:
+    """(B,) bool: which rows of (B, …) are not finite."""
+    return ~values.isfinite().reshape(len(values), -1).all(1)

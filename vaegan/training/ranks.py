@@ -48,13 +48,16 @@ class RanksDiverged(stop.Stopped):
 
 
 def require_equal_weights(trainer: "Trainer") -> None:
-    """RanksDiverged, naming the weights, unless they have the same bits on all processes, which call this together."""
+    """RanksDiverged, naming the weights, unless they have the same bits on all processes, which call this together.
+
+    Buffers are left out: batch statistics are of each process's share until the next forward takes the first one's.
+    """
     if trainer.accelerator.num_processes == 1:
         return
     modules = {"model": trainer.plain_model, "discriminator": trainer.plain_discriminator}
     if trainer.ema:
         modules["ema"] = trainer.ema.module
-    sums = {f"{m}.{name}": _bits(v) for m, module in modules.items() if module for name, v in _state(module)}
+    sums = {f"{m}.{name}": _bits(p) for m, module in modules.items() if module for name, p in module.named_parameters()}
     whole = trainer.accelerator.gather(torch.stack(list(sums.values()))[None])  # (processes, tensors)
     differ = (whole != whole[0]).any(0).tolist()
     names = [name for name, differs in zip(sums, differ) if differs]
@@ -79,15 +82,6 @@ def lost(error: RuntimeError, trainer: "Trainer") -> stop.Stopped | None:
     )
 
 
-def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Sum of a tensor's bits as whole numbers, which no single change leaves as it is; int64, on the tensor's device."""
-    return (
-        tensor.detach()
-        .contiguous()
-        .view(torch.uint8 if tensor.element_size() % 4 else torch.int32)
-        .sum(dtype=torch.int64)
-    )
+def _bits(parameter: nn.Parameter) -> Tensor:
+    """Sum of a float32 parameter's bits as whole numbers, which no single change leaves as it is; int64, on its device."""
+    return parameter.detach().reshape(-1).view(torch.int32).sum(dtype=torch.int64)

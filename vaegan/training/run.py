@@ -120,14 +120,14 @@ class Run:
     def _roll_back(self, error: NonFiniteLoss) -> None:
         """Back to the last checkpoint, whence the same steps are taken again but for the one that failed."""
         t = self._trainer
-        failed = error.step
         self._batches.close()
         for optimizer in (t.model_optimizer, t.discriminator_optimizer):
             if optimizer is not None:
                 optimizer.zero_grad(set_to_none=True)
-        skipped = [*t.skipped, failed]
-        run_state.restore(t, self._dir)
-        t.skipped = sorted({*t.skipped, *skipped})
+        skipped = sorted({*t.skipped, error.step})
+        if not run_state.restore(t, self._dir):
+            raise error  # none could be written yet
+        t.skipped = skipped
         self._log.message(
             f"{error.args[0]}; back to step {t.step}, and on without the batch of that step", logging.WARNING
         )
