@@ -347,7 +347,7 @@ class TrainConfig:
     """Memory layout of convolutional tensors. Default: the faster one, which is this on a GPU and for `model.network`
     conv, and not for the others on a CPU, where group normalisation is slow in it."""
     compile: bool = False
-    """Compile the networks with torch.compile: slower to start, faster after."""
+    """Compile the networks with torch.compile: a minute to start, and on a CPU slower after; not measured on a GPU."""
     log_every: int = 20
     """Steps between two lines of `metrics.jsonl` and TensorBoard."""
     sample_every: int = 250
