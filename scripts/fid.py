@@ -12,6 +12,8 @@ from vaegan.flags import Parser, bound, count
 EXAMPLES = """examples:
   fid.py gen runs/mnist                                 its samples against its own validation images
   fid.py gen runs/a runs/b --num-samples 50000          a table, a grid and a plot of both, in evaluation/
+  fid.py gen runs/mnist --sampler all                   a row for each way to draw latents
+  fid.py gen runs/mnist_conditional --per-class         each class against the images of that class, too
   fid.py recon runs/mnist                               its reconstructions
   fid.py ref cifar10 --split train -o cifar10.npz       reference statistics, which other tools read too
   fid.py calc photos/ cifar10.npz                       a distance between any two
@@ -49,6 +51,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
                        "of the run)")  # fmt: skip
     gen.add_argument("--no-floor", dest="floor", action="store_false",
                      help="leave out the distance between two sets of real images")  # fmt: skip
+    gen.add_argument("--sampler", nargs="+", choices=("prior", "mixture", "second_stage", "all"), metavar="NAME",
+                     help="a row for each: prior (N(0, I), the default), mixture, second_stage (both fitted to the "
+                     "latents of the run's training images, once, and kept in RUN/samplers), or all")  # fmt: skip
+    gen.add_argument("--per-class", action="store_true",
+                     help="of conditional models, the distance of each class and their mean (intra-FID)")  # fmt: skip
     for parser_ in (calc, gen):
         parser_.add_argument("--infinity", action="store_true", help="extrapolate to infinitely many images (FID∞)")
         parser_.add_argument(
@@ -140,8 +147,8 @@ def perform(options: argparse.Namespace, setting) -> list:
         extras = Extras(infinity=options.infinity, bootstrap=options.bootstrap)
         results = commands.calc(setting, options.real, options.fake, extras)
     elif options.command == "gen":
-        extras = Extras(options.floor, options.infinity, options.bootstrap)
-        results, shown = commands.gen(setting, options.runs, options.reference, extras)
+        extras = Extras(options.floor, options.infinity, options.bootstrap, options.per_class)
+        results, shown = commands.gen(setting, options.runs, options.reference, extras, options.sampler)
     else:
         results, shown = commands.recon(setting, options.runs, options.reference)
     if results:

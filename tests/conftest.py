@@ -40,6 +40,23 @@ def image_folder(tmp_path_factory) -> Path:
     return folder
 
 
+BRIGHTNESS = (200, 40, 120)  # of the classes of `labelled_folder`: bright, dark and grey
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory) -> Path:
+    """96 noisy images of 8 x 8 pixels in three class subfolders, whose brightness tells the class."""
+    folder = tmp_path_factory.mktemp("labelled")
+    random = np.random.default_rng(0)
+    for i in range(96):
+        label = int(random.integers(3))
+        file = folder / ("bright", "dark", "grey")[label] / f"{i:03d}.png"
+        file.parent.mkdir(exist_ok=True)
+        pixels = random.normal(BRIGHTNESS[label], 15, (8, 8)).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    return folder
+
+
 @pytest.fixture
 def tiny_config(image_folder, tmp_path):
     """A function of overrides to a Config of tiny networks: `objective=…` whole, the rest by section."""

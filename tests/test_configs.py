@@ -10,7 +10,7 @@ from PIL import Image
 from vaegan.cli import parse_config
 
 RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
-NEEDED = {"mnist", "cifar10", "celeba64", "folder128", "dense_vae", "beta_vae", "dense_vaegan", "dense_autoencoder", "larsen"}
+NEEDED = {"mnist", "cifar10", "celeba64", "folder128", "dense_vae", "beta_vae", "dense_vaegan", "dense_autoencoder", "larsen", "mnist_conditional"}
 
 
 def test_all_recipes_are_there():
@@ -22,7 +22,8 @@ def colour_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colours")
     random = np.random.default_rng(0)
     for i in range(12):
-        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"class{i % 3}").mkdir(exist_ok=True)  # which the conditional recipes want
+        Image.fromarray(random.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(folder / f"class{i % 3}" / f"{i}.png")
     return folder
 
 

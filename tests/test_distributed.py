@@ -19,7 +19,9 @@ VARIANTS = {
     "accumulated": (LEAN, {"accumulate": 2}),
     "penalised": (dataclasses.replace(LEAN, r1_weight=0.5, r2_weight=0.5, gradient_penalty_weight=0.5, penalty_interval=3), {}),
     "gated": (dataclasses.replace(LEAN, equilibrium_gate=True, equilibrium=0.69, equilibrium_margin=0.02), {}),
+    "partly reconstructed": (dataclasses.replace(LEAN, fakes="prior", reconstruct_every=2), {"accumulate": 2}),
     "full": (FULL_OBJECTIVE, {"accumulate": 2}),
+    "conditional": (FULL_OBJECTIVE, {"accumulate": 2}),
 }  # fmt: skip
 
 
@@ -32,16 +34,18 @@ def launch(processes: int, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, image_folder):
+def results(tmp_path_factory, image_folder, labelled_folder):
     """{(variant, world, rank): what the worker saved}."""
     from conftest import Config, DataConfig, ModelConfig, TrainConfig
 
     folder = tmp_path_factory.mktemp("distributed")
     for name, (objective, train) in VARIANTS.items():
+        conditional = name == "conditional"
+        source = labelled_folder if conditional else image_folder
         config = Config(
             name="two", runs_dir=str(folder / "runs"),
-            data=DataConfig(source=str(image_folder), image_size=8, horizontal_flip=True, val_fraction=0.3),
-            model=ModelConfig(latent_dim=4, width=4, discriminator_width=4),
+            data=DataConfig(source=str(source), image_size=8, horizontal_flip=True, val_fraction=0.3),
+            model=ModelConfig(latent_dim=4, width=4, discriminator_width=4, conditional=conditional),
             objective=objective, train=TrainConfig(steps=20, batch_size=16, save_every=10, sample_every=10, **train),
         )  # fmt: skip
         (folder / f"{name}.json").write_text(json.dumps(config.as_dict()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vaegan.config import ObjectiveConfig
-from vaegan.model import VAEGAN
+from vaegan.model import VAEGAN, TrainingPass
 from vaegan.networks import Discriminator
 from vaegan.objectives import elbo
 from vaegan.objectives.noise import draw_noise
@@ -35,7 +35,8 @@ def gradients(objective: ObjectiveConfig, turn: str, step: int = 0, statistics: 
     model, discriminator = networks()
     x, noise = images(), draw_noise(torch.arange(6), 3, 0, step)
     o = Objective(objective)
-    out = model(x, noise.eps, noise.z_prior if objective.fakes != "reconstruction" else None)
+    every = objective.reconstruct_every
+    out = model(x[::every], noise.eps[::every], noise.z_prior if objective.fakes != "reconstruction" else None)
     if turn == "discriminator":
         loss, _ = o.discriminator(discriminator, x, out.raw, noise, step)
     else:
@@ -82,21 +83,22 @@ def test_gradient_routing(term, fields, turn, expected, adversarial_loss):
         assert got == wanted, f"{term} {'does not reach' if wanted else 'reaches'} the {network}"
 
 
-@pytest.mark.parametrize("fakes", ["prior", "reconstruction", "both"])
+@pytest.mark.parametrize("fakes, every", [("prior", 1), ("prior", 3), ("reconstruction", 1), ("both", 1)])
 @pytest.mark.parametrize("to_encoder", [False, True])
 @pytest.mark.parametrize("gamma", [1.0, 0.25])
-def test_step_equals_separate_passes(fakes, to_encoder, gamma):
+def test_step_equals_separate_passes(fakes, every, to_encoder, gamma):
     """One pass backwards gives what Larsen's algorithm 1 gives with a pass for each network and term."""
     config = ObjectiveConfig(
         kl_weight=0.7, pixel_weight=0.2, feature_weight=0.3, adversarial_weight=2.0, fakes=fakes,
-        adversarial_to_encoder=to_encoder, reconstruction_gamma=gamma,
+        adversarial_to_encoder=to_encoder, reconstruction_gamma=gamma, reconstruct_every=every,
     )  # fmt: skip
     found = gradients(config, "autoencoder")
 
     model, discriminator = networks()
-    x, noise = images(), draw_noise(torch.arange(6), 3, 0, 0)
+    noise = draw_noise(torch.arange(6), 3, 0, 0)
+    x = images()[::every]
     mu, logvar = model.encode(x)
-    recon = model.decode(mu + (0.5 * logvar).exp() * noise.eps)
+    recon = model.decode(mu + (0.5 * logvar).exp() * noise.eps[::every])
     prior = model.decode(noise.z_prior)
     feature = 0.5 * (discriminator(x)[1].detach() - discriminator(recon)[1]).square().flatten(1).sum(1).mean()
     pixel = 0.5 * (x - recon).square().flatten(1).sum(1).mean()
@@ -114,6 +116,23 @@ def test_step_equals_separate_passes(fakes, to_encoder, gamma):
     torch.testing.assert_close(found["encoder"], reference(for_encoder, model.encoder), rtol=1e-4, atol=1e-5)
     expected = reference(gamma * reconstruction + adversarial, model.decoder)
     torch.testing.assert_close(found["decoder"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_augmentation_follows_the_images_that_are_reconstructed():
+    """A reconstruction is augmented as its original is, so that perfect ones have features of no distance."""
+    config = ObjectiveConfig(
+        pixel_weight=0.0, feature_weight=1.0, adversarial_weight=1.0, augment=("color", "translation", "cutout"),
+        reconstruct_every=2,
+    )  # fmt: skip
+    _, discriminator = networks()
+    discriminator.requires_grad_(False)
+    x, noise = images(), draw_noise(torch.arange(6), 3, 0, 0)
+    z = torch.zeros(3, 3)
+    raw = torch.cat([x[::2], torch.zeros(6, 1, 8, 8)]).atanh().requires_grad_()
+    out = TrainingPass(z, z, z, z, raw, None)
+    _, terms, _ = Objective(config).autoencoder(discriminator, x, out, noise, 0, Statistics(0.9))
+    constant = 0.5 * elbo.LOG_2PI * discriminator(x)[1][0].numel()
+    assert terms["feature"].item() == pytest.approx(constant, rel=1e-5)
 
 
 def test_prior_samples_are_detached_in_the_discriminators_turn():

@@ -126,7 +126,9 @@ def _parsed(parser, known: dict[str, object], given: list[Given], switches: list
         if value is None and not field_problems.takes_null(known[name]):
             raise TypeError(f"{name} is null")
     return {
-        name: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
+        name: {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        if isinstance(value, dict)
+        else value
         for name, value in parsed.items()
     }
 

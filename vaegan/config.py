@@ -156,6 +156,9 @@ class ModelConfig:
     """Spectral normalisation of the discriminator (Miyato et al. 2018)."""
     feature_layer: int = -1
     """Block of the discriminator whose output is its feature vector; 0 is the first, -1 the last before the logit."""
+    conditional: bool = False
+    """Labels of the data set condition decoder (through its normalisation), prior (a learned mean a class) and
+    discriminator (by projection, Miyato & Koyama 2018)."""
 
     def __post_init__(self):
         p = _Problems()
@@ -170,6 +173,11 @@ class ModelConfig:
                 len(sizes) > 0 and all(0 < size <= 65536 for size in sizes),
                 f"model.{name} must hold one or more sizes from 1 to 65536, got {list(sizes)}",
             )
+        p.require(
+            not self.conditional or self.norm != "none",
+            "model.conditional true needs model.norm group or batch, through which the class enters the decoder, got "
+            f"{self.norm}",
+        )
         p.raise_all()
 
 
@@ -179,7 +187,7 @@ class ObjectiveConfig:
     or latent dimensions and averaged over the batch, so that `kl_weight` is the beta of the papers."""
 
     kl_weight: float = 1.0
-    """Weight (beta) of KL(q(z|x) || N(0, I))."""
+    """Weight (beta) of KL(q(z|x) || p(z)); p(z) is N(0, I), or N(m_y, I) with `model.conditional`."""
     kl_schedule: Literal["constant", "linear", "cyclical"] = "constant"
     """`linear` warms the weight up from zero once, `cyclical` again and again (Fu et al. 2019)."""
     kl_warmup_steps: int = 0
@@ -206,6 +214,9 @@ class ObjectiveConfig:
     """Form of the adversarial losses of both players."""
     fakes: Literal["prior", "reconstruction", "both"] = "prior"
     """Images that the discriminator learns to tell from real ones: decoded prior samples, reconstructions, or both."""
+    reconstruct_every: int = 1
+    """Encode and reconstruct one image in so many; the adversary sees all of a batch. Samples take longer to get good than
+    reconstructions, and this leaves them more of the time."""
     adversarial_to_encoder: bool = False
     """Let the adversarial gradient of reconstructions reach the encoder (Larsen et al. do not)."""
     adversarial_start: int = 0
@@ -258,7 +269,7 @@ class ObjectiveConfig:
         p.at_least(
             "objective", self, kl_weight=0, kl_warmup_steps=0, free_bits=0, pixel_weight=0, feature_weight=0,
             adversarial_weight=0, adversarial_start=0, adversarial_ramp=0, balance_decay=0, equilibrium_margin=0,
-            r1_weight=0, r2_weight=0, gradient_penalty_weight=0, penalty_interval=1,
+            r1_weight=0, r2_weight=0, gradient_penalty_weight=0, penalty_interval=1, reconstruct_every=1,
         )  # fmt: skip
         for name in ("pixel_scale", "reconstruction_gamma", "balance_max"):
             p.require(getattr(self, name) > 0, f"objective.{name} must be above 0, got {getattr(self, name)}")
@@ -268,6 +279,11 @@ class ObjectiveConfig:
             f"objective.kl_schedule {self.kl_schedule} needs objective.kl_warmup_steps above 0, got 0",
         )
         reconstructs = self.pixel_weight > 0 or self.feature_weight > 0
+        p.require(
+            self.reconstruct_every <= 1 or (self.uses_prior and self.fakes == "prior"),
+            "objective.reconstruct_every must be 1 unless prior samples, and they alone, are the adversary's fakes, got "
+            f"{self.reconstruct_every} (or set adversarial_weight above 0 and fakes to prior)",
+        )
         p.require(
             self.uses_reconstruction or self.uses_prior,
             "objective has no term: set kl_weight and pixel_weight (VAE), or adversarial_weight (GAN), above 0",
@@ -476,6 +492,11 @@ class Config:
         p.require(
             (self.train.steps is None) != (self.train.epochs is None),
             f"train.steps and train.epochs: give exactly one, got {self.train.steps} and {self.train.epochs}",
+        )
+        share, every = self.train.batch_size // self.train.accumulate, objective.reconstruct_every
+        p.require(
+            share % every == 0,
+            f"train.batch_size / train.accumulate must be a multiple of objective.reconstruct_every ({every}), got {share}",
         )
         if objective.uses_discriminator:
             blocks = self.discriminator_blocks

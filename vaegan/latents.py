@@ -1,4 +1,4 @@
-"""Latent vectors: draws from the prior, and the way from one to another."""
+"""Latent vectors: draws from the prior, with the labels that go with them, and the way from one to another."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,37 @@ def prior(n: int, latent_dim: int, seed: int = 0, start: int = 0, device: torch.
     """The standard normal latents (n, latent_dim) of the images that `VAEGAN.sample(n, seed, start)` decodes."""
     rows = torch.arange(start, start + n, device=device)
     return counter.normal(rows, latent_dim, counter.key(seed, "sample"))
+
+
+def labels(n: int, classes: int, seed: int = 0, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Labels (n,) int64 of those images, each class as likely: what `sample` takes where none are given."""
+    rows = torch.arange(start, start + n, device=device)
+    drawn = (counter.uniform(rows, 1, counter.key(seed, "label"))[:, 0] * classes).long()
+    return drawn.clamp_max(classes - 1)  # float32 rounds the last of many classes up
+
+
+def checked_labels(given: Tensor | int | None, n: int, classes: int, device: torch.device) -> Tensor | None:
+    """Labels of n images, or one for all, as (n,) int64 on a device; None where a model has no classes.
+
+    ValueError for labels out of range or of another shape, for none of a conditional model, for some of another.
+    """
+    if not classes:
+        if given is not None:
+            raise ValueError("this model is not conditional: leave the labels out")
+        return None
+    wanted = f"give labels 0 … {classes - 1}, {n} of them as int64 or one for all"
+    if given is None:
+        raise ValueError(f"this model is conditional: {wanted}")
+    y = torch.as_tensor(given, device=device)
+    if y.is_floating_point() or y.shape not in ((), (n,)) or ((y < 0) | (y >= classes)).any():
+        raise ValueError(f"these labels do not fit this conditional model: {wanted}")
+    return y.long().expand(n)
+
+
+def proportional(of: Tensor, n: int) -> Tensor:
+    """n labels in the proportions of a set's (N,): those of images that lie evenly spread over it, some of them more
+    than once where n is above N."""
+    return of[torch.arange(n) * len(of) // n]
 
 
 def interpolate(a: Tensor, b: Tensor, steps: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import shutil
 import zipfile
@@ -16,7 +17,7 @@ from torch import Tensor
 from vaegan.config import ConfigError
 from vaegan.data import decode_file, to_float
 from vaegan.data.shards import open_files
-from vaegan.model import VAEGAN
+from vaegan.model import VAEGAN, Sampler
 
 _PARTS = ".partial"
 _BUNCH = 1 << 16  # values of the images that a thread encodes at a time
@@ -28,18 +29,41 @@ def batch_starts(n: int, batch_size: int, rank: int = 0, processes: int = 1) -> 
 
 
 def prior_batches(
-    model: VAEGAN, starts: Iterable[int], n: int, seed: int, batch_size: int
+    model: VAEGAN,
+    starts: Iterable[int],
+    n: int,
+    seed: int,
+    batch_size: int,
+    sampler: Sampler | None = None,
+    labels: Tensor | int | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield each of `starts` with the uint8 samples from there on, n in all. The last batch is decoded whole and cut: a
-    convolution's last bit may depend on the batch's size, and image i would depend on n."""
+    convolution's last bit may depend on the batch's size, and image i would depend on n.
+
+    sampler, labels: those of `VAEGAN.sample`, labels (n,) those of all images.
+    """
+    given = {} if sampler is None else {"sampler": sampler}
     for start in starts:
-        yield start, to_uint8(model.sample(batch_size, seed, start)[: n - start])
+        if labels is not None:
+            given["labels"] = (
+                labels if isinstance(labels, int) else _whole(labels[start : start + batch_size], batch_size)
+            )
+        yield start, to_uint8(model.sample(batch_size, seed, start, **given)[: n - start])
+
+
+def _whole(labels: Tensor, batch_size: int) -> Tensor:
+    """The labels of a last batch filled up with its first one, for images that are cut off."""
+    return torch.cat([labels, labels[:1].expand(batch_size - len(labels))])
 
 
 @torch.no_grad()
-def decode(model: VAEGAN, z: Tensor, batch_size: int) -> Tensor:
-    """Latents (N, latent_dim) to uint8 images."""
-    return torch.cat([to_uint8(model.decode(part)) for part in z.split(batch_size)])
+def decode(model: VAEGAN, z: Tensor, batch_size: int, labels: Tensor | int | None = None) -> Tensor:
+    """Latents (N, latent_dim) to uint8 images; `labels` (N,) as in `VAEGAN.decode`."""
+    if labels is None or isinstance(labels, int):
+        given = itertools.repeat(labels)
+    else:
+        given = labels.split(batch_size)
+    return torch.cat([to_uint8(model.decode(part, of)) for part, of in zip(z.split(batch_size), given)])
 
 
 @torch.no_grad()
@@ -65,6 +89,11 @@ def grid(images: Tensor, columns: int, margin: int = 2) -> Tensor:
         top, left = margin + i // columns * (h + margin), margin + i % columns * (w + margin)
         canvas[:, top : top + h, left : left + w] = image
     return canvas
+
+
+def row_labels(rows: int, columns: int, classes: int) -> Tensor:
+    """Labels (rows * columns,) of a grid with a row a class, in turn."""
+    return (torch.arange(rows) % classes).repeat_interleave(columns)
 
 
 def beside(originals: Tensor, reconstructions: Tensor) -> Tensor:

@@ -75,6 +75,42 @@ def rows_of_step(n: int, step: int, batch_size: int, rank: int, world_size: int,
     return next(_micro_batches(n, step, step + 1, batch_size, 1, rank, world_size, seed, torch.device("cpu")))[1]
 
 
+class StepLabels:
+    """Labels of any step's micro-batches: those of the images that `training_batches` deals out to this rank."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        device: torch.device,
+    ):
+        """labels: (N,) int64 of the whole set; the rest is that of `training_batches`."""
+        self._labels, self._batch_size, self._accumulate = labels, batch_size, accumulate
+        self._rank, self._world_size, self._seed, self._device = rank, world_size, seed, torch.device(device)
+        self._epoch, self._in_order = -1, labels
+
+    def __call__(self, step: int) -> list[Tensor]:
+        """`accumulate` tensors of (batch_size / world_size / accumulate,) int64 on the device."""
+        n = len(self._labels)
+        epoch, place = _place_of_step(n, step, self._batch_size, self._rank, self._world_size)
+        if epoch != self._epoch:
+            order = counter.permutation(n, counter.key(self._seed, "order", epoch))
+            self._epoch, self._in_order = epoch, _to_device(self._labels[order], self._device)
+        return list(self._in_order[place].chunk(self._accumulate))
+
+
+def _place_of_step(n: int, step: int, batch_size: int, rank: int, world_size: int) -> tuple[int, slice]:
+    """The epoch of a step, and where in its order this rank's share of the batch stands."""
+    steps, share = n // batch_size, batch_size // world_size
+    first = step % steps * batch_size + rank * share
+    return step // steps, slice(first, first + share)
+
+
 def _micro_batches(
     n: int,
     start: int,
@@ -87,15 +123,13 @@ def _micro_batches(
     device: torch.device,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield epoch, indices on the CPU and indices on the device of each micro-batch of this rank, epoch by epoch."""
-    steps, share = n // batch_size, batch_size // world_size
     epoch = -1
     for step in range(start, stop):
-        if step // steps != epoch:
-            epoch = step // steps
+        of_step, place = _place_of_step(n, step, batch_size, rank, world_size)
+        if of_step != epoch:
+            epoch = of_step
             order = counter.permutation(n, counter.key(seed, "order", epoch))
             moved = _to_device(order, device)  # once an epoch: a copy for each step would wait for the GPU
-        first = step % steps * batch_size + rank * share
-        place = slice(first, first + share)
         for rows, indices in zip(order[place].chunk(accumulate), moved[place].chunk(accumulate)):
             yield epoch, rows, indices
 

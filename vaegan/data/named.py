@@ -70,7 +70,9 @@ def open_named(field: str, name: str, root: str, train: bool) -> ArrayImages | F
     folder = Path(root).expanduser()
     old = folder / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}.get(name, name) / "processed"
     if old.is_dir():  # which torchvision would unpickle
-        raise ConfigError(f"{field} {name}: {old} is of an old torchvision; remove it, and keep the folder raw beside it")
+        raise ConfigError(
+            f"{field} {name}: {old} is of an old torchvision; remove it, and keep the folder raw beside it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         from torchvision import datasets  # takes a second or two, and is seldom needed

@@ -6,15 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vaegan import cli
+from vaegan import cli, samplers
 from vaegan.config import NAMED_SOURCES, Config, ConfigError
 from vaegan.data.images import Form
 from vaegan.evaluation import protocol, statistics_file
 from vaegan.evaluation.distances import FeatureStatistics, few_images_warning, frechet_distance
+from vaegan.evaluation.per_class import class_distances, labels_of_features, mean_distance
+from vaegan.evaluation.per_class import notes as per_class_notes
 from vaegan.evaluation.reconstruction import reconstruction_figures
 from vaegan.evaluation.report import Result
 from vaegan.evaluation.setting import Extras, Setting
-from vaegan.evaluation.sources import ReconstructionSource, Source, run_source
+from vaegan.evaluation.sources import ModelSource, ReconstructionSource, Source, labels_for, run_source
+from vaegan.latents import proportional
 from vaegan.model import CONFIG_FILE, VAEGAN
 from vaegan.sampling import batch_starts, beside
 
@@ -58,43 +61,94 @@ def calc(setting: Setting, real: str, fake: str, extras: Extras) -> list[Result]
 
 
 def gen(
-    setting: Setting, runs: list[str], against: str | None, extras: Extras
+    setting: Setting, runs: list[str], against: str | None, extras: Extras, names: list[str] | None = None
 ) -> tuple[list[Result], dict[str, Tensor]]:
-    """Figures of the prior samples of each model against its own data set, or against one; and some samples."""
-    plans = {run: _plan(setting, run, against, extras.floor) for run in runs}  # all, before the first is measured
+    """Figures of the samples of each model against its own data set, or against one; and some samples. `names` are of
+    samplers (vaegan.samplers.NAMES), a row each, or `all` that the model can have; by default the prior."""
+    plans = {run: _plan(setting, run, against, extras) for run in runs}  # all, before the first is fitted or measured
+    drawn = {run: _drawn(setting, run, *plan[:2], names) for run, plan in plans.items()}
     results, shown = [], {}
-    for run, (samples, real, other, notes) in plans.items():
+    for run, (_, _, real, other, notes) in plans.items():
         statistics, described = real if isinstance(real, tuple) else setting.measured(real, keep=True)
         protocol.require_alike(described, setting.extractor.protocol, against or run, "this command")
         floor = None if other is None else setting.measured(other, keep=True)[0]
-        fake, drawn = setting.measured(samples, keep=False)
-        if setting.shares.rank > 0:
-            continue
-        label = setting.extractor.label
-        figures = setting.compared(statistics, fake, label)
-        if floor is not None:
-            figures["floor"] = frechet_distance(statistics, floor)
-        figures |= extras.figures(statistics, fake, label)
-        results.append(Result(run, figures, _both(described, drawn), [*notes, *_few(statistics, fake)]))
-        shown[run] = samples.batch(0, min(GRID, setting.batch_size))
+        for name, (samples, told) in drawn[run].items():
+            fake, of_samples = setting.measured(samples, keep=False)
+            if setting.shares.rank > 0:
+                continue
+            label, per_class, more = setting.extractor.label, {}, []
+            figures = setting.compared(statistics, fake, label)
+            if floor is not None:
+                figures["floor"] = frechet_distance(statistics, floor)
+            figures |= extras.figures(statistics, fake, label)
+            if extras.per_class:
+                per_class = _per_class(samples, real, statistics, fake, label)
+                figures[f"intra {label}"] = mean_distance(per_class, label)
+                more = per_class_notes(per_class, len(fake.mean))
+            both = _both(described, of_samples | told)
+            results.append(Result(name, figures, both, [*notes, *more, *_few(statistics, fake)], per_class))
+            shown[name] = samples.shown(min(GRID, setting.batch_size))
     return results, shown
 
 
-def _plan(setting: Setting, run: str, against: str | None, floor: bool):
-    """A model's samples, the images or statistics to compare them with, other images for the floor, and notes."""
+def _drawn(
+    setting: Setting, run: str, model: VAEGAN, labels: Tensor | None, names: list[str] | None
+) -> dict[str, tuple[ModelSource, dict[str, str]]]:
+    """Samples by the name of their row, and what the protocol tells of their sampler."""
+    if "all" in (names or ()):
+        has_prior, has_posterior = model.encoder is None or model.variational, model.encoder is not None
+        names = [name for name in samplers.NAMES if (has_prior if name == samplers.PRIOR else has_posterior)]
+    drawn = {}
+    for name in dict.fromkeys(names or [samplers.PRIOR]):
+        sampler = samplers.sampler_of(run, name, model, setting.shares, root=setting.root)
+        told = {"sampler": name} | ({} if sampler is None else {"sampler weights": sampler.manifest})
+        drawn[f"{run} ({name})" if names else run] = setting.samples(model, labels, sampler), told
+    return drawn
+
+
+def _per_class(
+    samples: ModelSource, real: Source, statistics: FeatureStatistics, fake: FeatureStatistics, label: str
+) -> dict[str, dict[str, float]]:
+    """The distances of single classes, of the features that are there already."""
+    model = samples.model
+    real_labels = labels_of_features(statistics, labels_for(model, real), real.places(0, len(real)), real.name)
+    fake_labels = labels_of_features(fake, samples.labels, list(range(len(samples))), samples.name)
+    names = model.class_names or [str(i) for i in range(model.classes)]
+    return class_distances(statistics.features, real_labels, fake.features, fake_labels, names, label)
+
+
+def _plan(setting: Setting, run: str, against: str | None, extras: Extras):
+    """A model, labels of its samples, images or statistics to compare them with, images for the floor, and notes."""
     model = open_model(run, setting.device)
-    samples = setting.samples(model)
+    if extras.per_class and not model.classes:
+        raise ConfigError(f"{run} knows no classes: --per-class is for models of runs with model.conditional true")
     if is_statistics(against):
+        if extras.per_class:
+            raise ConfigError(f"{against} holds no labels: --per-class needs images with labels as the reference")
         statistics, described = statistics_file.load_statistics(Path(against))
-        return samples, (statistics, described), None, [] if described else [_unverified(against)]
+        return model, None, (statistics, described), None, [] if described else [_unverified(against)]
     real = _images_of(setting, run, model, against)
-    if not floor or against not in (None, *NAMED_SOURCES):
-        return samples, real, None, []
+    labels, notes = _labels_like(real, model, setting.drawn, required=extras.per_class)
+    if not extras.floor or against not in (None, *NAMED_SOURCES):
+        return model, labels, real, None, notes
     try:
         split = "val" if setting.split == "train" else "train"
-        return samples, real, _images_of(setting, run, model, against, split, setting.drawn), []
+        return model, labels, real, _images_of(setting, run, model, against, split, setting.drawn), notes
     except ConfigError as error:
-        return samples, real, None, [f"no floor: {error}"]
+        return model, labels, real, None, [*notes, f"no floor: {error}"]
+
+
+def _labels_like(real: Source, model: VAEGAN, n: int, *, required: bool) -> tuple[Tensor | None, list[str]]:
+    """Labels of n samples of a conditional model in the proportions of the reference, where that has such labels, and a
+    note that says so."""
+    if not model.classes:
+        return None, []
+    try:
+        return proportional(labels_for(model, real), n), ["classes are drawn in the proportions of the reference"]
+    except ConfigError as error:
+        if required:
+            raise
+        return None, [f"classes are drawn with the same chance: {error}"]
 
 
 def recon(setting: Setting, runs: list[str], against: str | None) -> tuple[list[Result], dict[str, Tensor]]:
@@ -110,7 +164,9 @@ def recon(setting: Setting, runs: list[str], against: str | None) -> tuple[list[
         statistics, described = setting.measured(real, keep=True)
         decoded = ReconstructionSource(model, real)
         again, _ = setting.measured(decoded, keep=False)
-        figures, notes = reconstruction_figures(model, _batches(setting, real), run_config(run), setting.shares)
+        figures, notes = reconstruction_figures(
+            model, _batches(setting, real, labels_for(model, real)), run_config(run), setting.shares
+        )
         if setting.shares.rank > 0:
             continue
         distance = {f"reconstruction {setting.extractor.label}": frechet_distance(statistics, again)}
@@ -159,10 +215,12 @@ def _images_of(
     )  # fmt: skip
 
 
-def _batches(setting: Setting, source: Source) -> Iterator[tuple[int, Tensor]]:
-    """(first index, images) of this process's batches."""
+def _batches(setting: Setting, source: Source, labels: Tensor | None) -> Iterator[tuple]:
+    """(first index, images, labels or None) of this process's batches."""
     for start in batch_starts(len(source), setting.batch_size, setting.shares.rank, setting.shares.processes):
-        yield start, source.batch(start, min(start + setting.batch_size, len(source)))
+        stop = min(start + setting.batch_size, len(source))
+        images = source.batch(start, stop)
+        yield start, images, None if labels is None else labels[source.places(start, stop)]
 
 
 def _unverified(file: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vaegan import counter, stop
 from vaegan.config import Config, ConfigError
 from vaegan.data import ImageSet, spread_rows, to_float
+from vaegan.data.labels import aligned
 from vaegan.evaluation.report import HIGHER_IS_BETTER
 from vaegan.evaluation.shares import ALONE, Shares
 from vaegan.evaluation.similarity import Similarity, similarities
@@ -68,14 +69,19 @@ def validate(model: VAEGAN, images: ImageSet, config: Config, shares: Shares) ->
     """Figures over the validation images, the same for any number of processes: those of `reconstruction_figures`
     but for the similarities, `val/` before their names. Where the objective has no pixel likelihood of its own, the
     bound is that of the Gaussian of optimal scale."""
-    chosen = spread_rows(len(images), config.train.val_images or len(images))
-    batches = ((rows, images.batch(rows)) for rows in chosen.split(BATCH)[shares.rank :: shares.processes])
+    chosen, labels = spread_rows(len(images), config.train.val_images or len(images)), None
+    if model.classes:
+        labels = aligned(images.labels, images.classes, model.classes, model.class_names, "the validation set")
+    batches = (
+        (rows, images.batch(rows), None if labels is None else labels[rows])
+        for rows in chosen.split(BATCH)[shares.rank :: shares.processes]
+    )
     return {f"val/{name}": value for name, value in _measure(model, batches, config, shares, {}).items()}
 
 
 def reconstruction_figures(
     model: VAEGAN,
-    batches: Iterable[tuple[Tensor | int, Tensor]],
+    batches: Iterable[tuple],
     config: Config | None = None,
     shares: Shares = ALONE,
     *,
@@ -83,8 +89,8 @@ def reconstruction_figures(
 ) -> tuple[dict[str, float], list[str]]:
     """Means over all processes' images, and a line for each figure that is left out. All processes call this together.
 
-    batches: (rows, images) of this process: int64 (B,), or the first of B rows in turn, which count the noise; and uint8
-    (B, C, H, W) of the model's shape. `mse`, `psnr` (dB) and the `similarities` (`ssim`, `ms_ssim`, `lpips`, the last
+    batches: (rows, images) or (rows, images, labels) of this process: int64 (B,), or the first of B rows in turn, which
+    count the noise; uint8 (B, C, H, W) of the model's shape; and of a conditional model int64 (B,). `mse`, `psnr` (dB) and the `similarities` (`ssim`, `ms_ssim`, `lpips`, the last
     unless `perceptual=False`) are means over images, of reconstructions from the posterior mean. Of variational
     models, `kl` and `elbo` are in nats and `bits_per_dim` in bits, by one posterior sample an image, and `active_units`
     counts latents. Likelihood and seed are those of `config`, where the model has one. Raises ConfigError for a model
@@ -98,7 +104,7 @@ def reconstruction_figures(
 
 def _measure(
     model: VAEGAN,
-    batches: Iterable[tuple[Tensor | int, Tensor]],
+    batches: Iterable[tuple],
     config: Config | None,
     shares: Shares,
     extra: dict[str, Similarity],
@@ -106,7 +112,7 @@ def _measure(
     likelihood, key = Likelihood.of(config), counter.key(config.seed if config else 0, "validation")
     sums: dict[str, Tensor] = {}
     with evaluating(model):
-        for rows, images in batches:
+        for rows, images, *labels in batches:
             stop.check()
             if images.shape[1:] != model.image_shape:
                 got, wanted = ("x".join(map(str, shape)) for shape in (images.shape[1:], model.image_shape))
@@ -114,22 +120,31 @@ def _measure(
             if isinstance(rows, int):
                 rows = torch.arange(rows, rows + len(images))
             x, rows = to_float(images.to(model.device)), rows.to(model.device)
-            for name, value in _sums(model, x, rows, likelihood, key, extra).items():
+            y = labels[0].to(model.device) if labels and labels[0] is not None else None
+            for name, value in _sums(model, x, y, rows, likelihood, key, extra).items():
                 sums[name] = sums.get(name, 0) + value
     return _figures(_total(sums, model, extra, shares), model, likelihood, extra)
 
 
 def _sums(
-    model: VAEGAN, x: Tensor, rows: Tensor, likelihood: Likelihood, key: int, extra: dict[str, Similarity]
+    model: VAEGAN,
+    x: Tensor,
+    y: Tensor | None,
+    rows: Tensor,
+    likelihood: Likelihood,
+    key: int,
+    extra: dict[str, Similarity],
 ) -> dict[str, Tensor]:
     """Sums over a batch, float64 on the CPU (not every accelerator has float64)."""
     mu, logvar = model.encode(x)
-    reconstruction = model.decode(mu)
+    reconstruction = model.decode(mu, y)
     mse = (reconstruction - x).square().flatten(1).mean(1)
     sums = {"mse": mse.sum(), "psnr": (10 * torch.log10(4 / mse.clamp_min(1e-10))).sum()}
     if logvar is not None:
         eps = counter.normal(rows, model.latent_dim, key)
-        raw = model.decoder(mu + (0.5 * logvar).exp() * eps)
+        raw = model.decoder(mu + (0.5 * logvar).exp() * eps, *(() if y is None else (y,)))
+        if y is not None:  # what the image adds to its class
+            mu = mu - model.prior_mean(y)
         sums |= {
             "kl": elbo.kl_divergence(mu, logvar).sum(),
             "sampled_mse": (raw.tanh() - x).square().flatten(1).mean(1).sum(),

@@ -45,6 +45,8 @@ class Result:
     figures: dict[str, float]
     protocol: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By class name: a distance, and of how many `reference images` and `samples` it is."""
 
 
 def is_distance(figure: str) -> bool:
@@ -93,7 +95,23 @@ def markdown(results: list[Result]) -> str:
         "| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |"
         for row in rows
     ]
-    return "\n".join([*lines, *_remarks(results)]) + "\n"
+    return "\n".join([*lines, *_remarks(results), *_classes(results)]) + "\n"
+
+
+def _classes(results: list[Result]) -> list[str]:
+    """A table with a row a class of each result that has figures of them."""
+    lines = []
+    for result in results:
+        for number, (name, figures) in enumerate(result.per_class.items()):
+            if number == 0:
+                titles = [heading(f) if is_distance(f) else f for f in figures]
+                lines += [
+                    "",
+                    f"| class of {_plain(result.name)} | {' | '.join(titles)} |",
+                    "| --- |" + " ---: |" * len(titles),
+                ]
+            lines.append(f"| {_plain(name)} | {' | '.join(shown(f, value) for f, value in figures.items())} |")
+    return lines
 
 
 def _best(results: list[Result], figure: str) -> str | None:
@@ -154,20 +172,28 @@ def to_json(results: list[Result]) -> str:
     """All that the results hold, in full precision, keys sorted; null stands for what is not finite."""
     entries = [asdict(result) for result in results]
     for entry in entries:
-        entry["figures"] = {name: v if math.isfinite(v) else None for name, v in entry["figures"].items()}
+        entry["figures"] = _finite(entry["figures"])
+        per_class = entry.pop("per_class")
+        if per_class:
+            entry["per_class"] = {name: _finite(figures) for name, figures in per_class.items()}
     return json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
 def to_csv(results: list[Result]) -> str:
-    """A row a result: name, figures in full precision, protocol (`protocol.` before its names) and notes; empty where
-    a figure is missing or not finite."""
-    figures = dict.fromkeys(name for result in results for name in result.figures)
+    """A row a result: name, figures in full precision, those of classes as `class.NAME.FIGURE`, protocol (`protocol.`
+    before its names) and notes; empty where a figure is missing or not finite."""
+    of_all = [result.figures | _by_class(result) for result in results]
+    figures = dict.fromkeys(name for of in of_all for name in of)
     protocol = dict.fromkeys(name for result in results for name in result.protocol)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *figures, *(f"protocol.{name}" for name in protocol), "notes"])
-    for result in results:
-        values = [result.figures.get(name, math.nan) for name in figures]
+    for result, of in zip(results, of_all):
+        values = [of.get(name, math.nan) for name in figures]
         writer.writerow(
             [
                 result.name,
@@ -177,6 +203,10 @@ def to_csv(results: list[Result]) -> str:
             ]
         )
     return text.getvalue()
+
+
+def _by_class(result: Result) -> dict[str, float]:
+    return {f"class.{name}.{figure}": v for name, of in result.per_class.items() for figure, v in of.items()}
 
 
 def write_report(folder: Path, results: list[Result], images: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vaegan.config import ConfigError, DataConfig
@@ -16,7 +17,7 @@ from vaegan.evaluation.features import Extractor
 from vaegan.evaluation.sample_metrics import frechet_infinity, frechet_interval
 from vaegan.evaluation.shares import Shares
 from vaegan.evaluation.sources import ModelSource, Source, open_source
-from vaegan.model import VAEGAN
+from vaegan.model import VAEGAN, Sampler
 from vaegan.sampling import batch_starts
 
 
@@ -80,8 +81,9 @@ class Setting:
                 progress=bar.update,
             )  # fmt: skip
 
-    def samples(self, model: VAEGAN) -> Source:
-        return ModelSource(model, self.drawn, seed=self.seed, batch_size=self.batch_size)
+    def samples(self, model: VAEGAN, labels: Tensor | None = None, sampler: Sampler | None = None) -> ModelSource:
+        """Of a conditional model with the `labels`, or else each class with the same chance. No sampler: of the prior."""
+        return ModelSource(model, self.drawn, self.seed, self.batch_size, sampler, labels)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Extras:
     """Beside samples, the distance between two sets of real images."""
     infinity: bool = False
     bootstrap: int = 0
+    per_class: bool = False
+    """Of conditional models, the distance of each class too."""
 
     def figures(self, real: FeatureStatistics, fake: FeatureStatistics, label: str) -> dict[str, float]:
         """FID∞ and the ends of a 95 % bootstrap interval; ConfigError if the fake features are not at hand."""

@@ -18,9 +18,11 @@ from vaegan.config import NAMED_SOURCES, ConfigError, DataConfig
 from vaegan.data import spread_rows, to_float
 from vaegan.data.files import FileImages
 from vaegan.data.images import Form, decode_each, open_images, open_splits
+from vaegan.data.labels import aligned
 from vaegan.data.named import ArrayImages
 from vaegan.evaluation.reconstruction import evaluating
-from vaegan.model import VAEGAN
+from vaegan.latents import proportional
+from vaegan.model import VAEGAN, Sampler
 from vaegan.sampling import prior_batches, to_uint8
 
 
@@ -58,7 +60,10 @@ class ImageSource:
         self.written = images.written
         self.decodes = isinstance(images, FileImages)
         self._images, self._form, self._on_bad_image = images, form, on_bad_image
-        self._rows = spread_rows(len(images), limit or len(images)).tolist()
+        rows = spread_rows(len(images), limit or len(images))
+        self._rows = rows.tolist()
+        self.labels = None if images.labels is None else images.labels[rows]  # (len(self),) int64
+        self.classes = images.classes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -83,6 +88,12 @@ class ImageSource:
         if form is None:
             return images
         return torch.stack(images) if images else self._images.images([], *astuple(form))
+
+    def places(self, start: int, stop: int) -> list[int]:
+        """Places of the images that `batch(start, stop)` has given: those skipped are missing."""
+        if not self.skipped:
+            return list(range(start, min(stop, len(self))))
+        return [i for i in range(start, min(stop, len(self))) if self._images.names[self._rows[i]] not in self.skipped]
 
 
 class ArraySource(ImageSource):
@@ -151,33 +162,54 @@ def _data_config(run: Path) -> DataConfig:
 
 
 class ModelSource:
-    """Prior samples: image i depends on the model's weights, the seed and i. ConfigError if the model has no prior."""
+    """Prior samples: image i depends on the model's weights, the seed, i and its label.
+
+    sampler, labels: those of `VAEGAN.sample`, labels (n,) those of all images. ConfigError if the model has no prior, and
+    no sampler takes its place.
+    """
 
     name, written, decodes = "samples", "", False
 
-    def __init__(self, model: VAEGAN, n: int, seed: int = 0, batch_size: int = 64):
-        if model.encoder is not None and not model.variational:
+    def __init__(
+        self, model: VAEGAN, n: int, seed: int = 0, batch_size: int = 64, sampler: Sampler | None = None,
+        labels: Tensor | int | None = None,
+    ):  # fmt: skip
+        if sampler is None and model.encoder is not None and not model.variational:
             raise ConfigError("the model is a deterministic autoencoder, without a prior: measure its reconstructions")
         self.form = _form_of(model)
         self.seed = seed
-        self._model, self._n, self._batch_size = model, n, batch_size
+        self.model, self._n, self._batch_size = model, n, batch_size
+        self._sampler, self.labels = sampler, labels
 
     def __len__(self) -> int:
         return self._n
 
     @property
     def manifest(self) -> str:
-        return _sha256(_weights(self._model), self.seed, self._n)
+        given = [] if self._sampler is None else ["sampler", getattr(self._sampler, "manifest", "")]
+        if self.labels is not None:
+            given += ["labels", torch.as_tensor(self.labels).tolist()]
+        return _sha256(_weights(self.model), self.seed, self._n, *given)
 
     def batch(self, start: int, stop: int) -> Tensor:
         """uint8 (stop - start, C, H, W). A batch is decoded whole: start is a multiple of the batch size."""
         assert start % self._batch_size == 0 and stop - start <= self._batch_size, f"{start} … {stop} is no batch"
-        with evaluating(self._model):
-            return next(prior_batches(self._model, [start], stop, self.seed, self._batch_size))[1]
+        return self._drawn(start, stop, self.labels)
+
+    def shown(self, n: int) -> Tensor:
+        """The first n samples; of a conditional model rather n with labels spread over its classes, in their order."""
+        classes = self.model.classes
+        return self._drawn(0, n, proportional(torch.arange(classes), n) if classes else None)
+
+    def _drawn(self, start: int, stop: int, labels: Tensor | int | None) -> Tensor:
+        with evaluating(self.model):
+            drawn = prior_batches(self.model, [start], stop, self.seed, self._batch_size, self._sampler, labels)
+            return next(drawn)[1]
 
 
 class ReconstructionSource:
-    """Images of a source, decoded from their posterior means. ConfigError if the model has no encoder."""
+    """Images of a source, decoded from their posterior means and, of a conditional model, as what their labels say.
+    ConfigError if the model has no encoder, or the source no labels that it needs."""
 
     decodes = False
 
@@ -186,6 +218,7 @@ class ReconstructionSource:
             raise ConfigError("the model has no encoder, having been trained as a GAN: it reconstructs nothing")
         self.name, self.form, self.written = f"{source.name} reconstructed", _form_of(model), source.written
         self._model, self._source = model, source
+        self._labels = labels_for(model, source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -201,8 +234,18 @@ class ReconstructionSource:
             raise ConfigError(
                 f"{self._source.name} ({self._source.form}) must be opened in the model's form {self.form}"
             )
+        y = None if self._labels is None else self._labels[self._source.places(start, stop)]
         with evaluating(self._model):
-            return to_uint8(self._model.reconstruct(to_float(images.to(self._model.device))))
+            return to_uint8(self._model.reconstruct(to_float(images.to(self._model.device)), y))
+
+
+def labels_for(model: VAEGAN, source: Source) -> Tensor | None:
+    """Labels (len(source),) of a source in a conditional model's numbering, None for another model. ConfigError if the
+    source has none."""
+    if not model.classes:
+        return None
+    labels, classes = getattr(source, "labels", None), getattr(source, "classes", None)
+    return aligned(labels, classes, model.classes, model.class_names, source.name)
 
 
 def _form_of(model: VAEGAN) -> str:

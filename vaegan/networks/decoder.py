@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from vaegan.networks.layers import (
     BASE_SIZE,
     NETWORKS,
+    LabelledSequential,
     Norm,
     ResidualBlock,
     activation,
@@ -24,6 +25,9 @@ class Decoder(nn.Module):
 
     tanh of it is the image in [-1, 1]; twice it are the logits of a Bernoulli pixel, since
     (tanh(h) + 1) / 2 = sigmoid(2h). `image_size` must be 4 * 2^k for `light` and `conv` (ValueError otherwise).
+
+    With `classes` above 0 it takes labels (B,) int64 too, 0 … classes - 1, which choose gain and bias of every
+    normalisation (so that `norm` must not be none: ValueError).
     """
 
     def __init__(
@@ -37,31 +41,37 @@ class Decoder(nn.Module):
         depth: int = 1,
         hidden: tuple[int, ...] = (512, 256),
         norm: Norm = "group",
+        classes: int = 0,
     ):
         super().__init__()
         require_known("network", network, NETWORKS)
+        if classes and norm == "none":
+            raise ValueError(
+                "a conditional decoder needs a norm, through which the class enters: choose group or batch"
+            )
         if network == "mlp":
             sizes = [latent_dim, *reversed(hidden)]
-            blocks = [dense(a, b, norm) for a, b in zip(sizes, sizes[1:])]
+            blocks = [dense(a, b, norm, classes) for a, b in zip(sizes, sizes[1:])]
             last = nn.Linear(sizes[-1], channels * image_size**2)
-            self.blocks = nn.Sequential(*blocks, last, nn.Unflatten(1, (channels, image_size, image_size)))
+            self.blocks = LabelledSequential(*blocks, last, nn.Unflatten(1, (channels, image_size, image_size)))
         else:
             plan = channel_plan(width, max_width, image_size)[::-1]  # from 4 pixels up
             head = [nn.Linear(latent_dim, plan[0] * BASE_SIZE**2), nn.Unflatten(1, (plan[0], BASE_SIZE, BASE_SIZE))]
             if network == "light":
-                head += [norm_layer(norm, plan[0]), activation()]
-                ups = [light_up(a, b, norm) for a, b in zip(plan[:-1], plan[1:-1])]
+                head += [norm_layer(norm, plan[0], classes), activation()]
+                ups = [light_up(a, b, norm, classes) for a, b in zip(plan[:-1], plan[1:-1])]
                 last = StridedConvTranspose2d(plan[-2], channels)
             else:
                 ups = []
                 for a, b in zip(plan, plan[1:]):
-                    ups += [ResidualBlock(a, b, norm, "up"), *(ResidualBlock(b, b, norm) for _ in range(depth - 1))]
-                ups += [norm_layer(norm, plan[-1]), activation()]
+                    ups.append(ResidualBlock(a, b, norm, "up", classes))
+                    ups += [ResidualBlock(b, b, norm, classes=classes) for _ in range(depth - 1)]
+                ups += [norm_layer(norm, plan[-1], classes), activation()]
                 last = nn.Conv2d(plan[-1], channels, 3, padding=1)
-            self.blocks = nn.Sequential(*head, *ups, last)
+            self.blocks = LabelledSequential(*head, *ups, last)
         initialise(self)
         with torch.no_grad():
             last.weight.mul_(0.2)  # start near grey, where tanh is steep
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.blocks(z).float()
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.blocks(z, y).float()

@@ -4,7 +4,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vaegan.networks.layers import constrain_spectral_norm, downward_blocks, he_init, initialise, require_known
+from vaegan.networks.layers import (
+    constrain_spectral_norm,
+    downward_blocks,
+    he_init,
+    initialise,
+    require_known,
+    zero_embedding,
+)
 
 
 class Discriminator(nn.Module):
@@ -13,6 +20,9 @@ class Discriminator(nn.Module):
 
     Blocks count from 0; -1 is the last before the logit, so that no index reaches the logit itself. An image's
     outputs depend on that image alone (no batch statistics), whatever else shares its batch.
+
+    With `classes` above 0 it takes labels (B,) int64 too, and its logit is psi(phi(x)) + <v_y, phi(x)>, phi(x) being the
+    flat output of the last block and v_y a learned vector a class (Miyato & Koyama 2018, equation 3).
     """
 
     def __init__(
@@ -27,6 +37,7 @@ class Discriminator(nn.Module):
         norm: Literal["group", "none"] = "none",
         spectral_norm: bool = False,
         feature_layer: int = -1,
+        classes: int = 0,
     ):
         super().__init__()
         require_known("norm of a discriminator", norm, ("group", "none"))
@@ -38,17 +49,24 @@ class Discriminator(nn.Module):
         self.feature_layer = feature_layer % len(self.blocks)
         # No bias: losses of differences would give it nothing but rounding errors, which Adam would enlarge to steps.
         self.logit = nn.Linear(features, 1, bias=False)
+        self.projection = zero_embedding(classes, features) if classes else None
         if spectral_norm:
             self.apply(he_init)  # a block that starts at zero has no direction to normalise
+            if self.projection is not None:
+                nn.init.xavier_normal_(self.projection.weight)
             constrain_spectral_norm(self)
         else:
             initialise(self.blocks)
             nn.init.xavier_normal_(self.logit.weight)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         features = x
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i == self.feature_layer:
                 features = x
-        return self.logit(x.flatten(1)).squeeze(1).float(), features
+        phi = x.flatten(1)  # (B, features)
+        logit = self.logit(phi).squeeze(1).float()
+        if self.projection is not None:
+            logit = logit + (self.projection(y) * phi).sum(1)  # float32, under autocast as well
+        return logit, features

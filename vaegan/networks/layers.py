@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -32,12 +33,19 @@ def require_known(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def norm_layer(kind: Norm, channels: int) -> nn.Module:
-    """Normalisation over `channels`; `group` has groups of at least 4 channels, at most 32 of them."""
+def norm_layer(kind: Norm, channels: int, classes: int = 0) -> nn.Module:
+    """Normalisation over `channels`; `group` has groups of at least 4 channels, at most 32 of them. With `classes` its
+    gain and bias are the class's."""
     require_known("norm", kind, NORMS)
+    if kind == "none":
+        return nn.Identity()
+    plain = classes == 0
     if kind == "group":
-        return nn.GroupNorm(math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1, channels)
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+        groups = math.gcd(32, max(1, channels // 4)) if channels % 4 == 0 else 1
+        norm = nn.GroupNorm(groups, channels, affine=plain)
+    else:
+        norm = nn.BatchNorm2d(channels, affine=plain)
+    return norm if plain else ConditionalNorm(norm, channels, classes)
 
 
 def activation() -> nn.Module:
@@ -60,6 +68,36 @@ def he_init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def zero_embedding(rows: int, columns: int) -> nn.Embedding:
+    """An embedding of zeros. It draws no random numbers, so that the other weights are those of a model without it."""
+    return nn.Embedding.from_pretrained(torch.zeros(rows, columns), freeze=False)
+
+
+class ConditionalNorm(nn.Module):
+    """(B, C, …) and labels (B,) to (1 + gain_y) * norm(x) + bias_y, where the class enters a decoder (Dumoulin et al.
+    2017, equation 5, there instance normalisation; de Vries et al. 2017). It starts as the plain normalisation."""
+
+    def __init__(self, norm: nn.Module, channels: int, classes: int):
+        super().__init__()
+        self.norm = norm  # without gain and bias of its own
+        self.gain, self.bias = zero_embedding(classes, channels), zero_embedding(classes, channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = self.norm(x)
+        shape = (len(x), -1, *[1] * (x.ndim - 2))
+        # Under autocast in float32, as gain and bias of the plain layers are.
+        return torch.addcmul(self.bias(y).view(shape), x, 1 + self.gain(y).view(shape)).to(x.dtype)
+
+
+class LabelledSequential(nn.Sequential):
+    """nn.Sequential that hands labels (B,) on to those of its layers that take them."""
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, y) if isinstance(layer, (ConditionalNorm, ResidualBlock, LabelledSequential)) else layer(x)
+        return x
+
+
 class ResidualBlock(nn.Module):
     """Pre-activation residual block (He et al. 2016), optionally halving or doubling the resolution.
 
@@ -67,7 +105,12 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, norm: Norm, resample: Literal["down", "none", "up"] = "none"
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Norm,
+        resample: Literal["down", "none", "up"] = "none",
+        classes: int = 0,
     ):
         super().__init__()
         pool = {
@@ -76,12 +119,12 @@ class ResidualBlock(nn.Module):
             "up": lambda: nn.Upsample(scale_factor=2, mode="nearest"),
         }[resample]
         up = resample == "up"
-        self.residual = nn.Sequential(
-            norm_layer(norm, in_channels),
+        self.residual = LabelledSequential(
+            norm_layer(norm, in_channels, classes),
             nn.LeakyReLU(0.2),  # not in place: the shortcut reads the same tensor
             pool() if up else nn.Identity(),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
-            norm_layer(norm, out_channels),
+            norm_layer(norm, out_channels, classes),
             activation(),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
             nn.Identity() if up else pool(),
@@ -91,8 +134,8 @@ class ResidualBlock(nn.Module):
         project = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.shortcut = nn.Sequential(project, pool()) if up else nn.Sequential(pool(), project)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.residual(x)
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.shortcut(x) + self.residual(x, y)
 
     def start_as_shortcut(self) -> None:
         """Zero the last convolution, so that a deep stack starts as its shortcuts (Zhang et al. 2019, Fixup)."""
@@ -108,19 +151,23 @@ def light_down(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential
     return nn.Sequential(conv, norm_layer(norm, out_channels), activation())
 
 
-def light_up(in_channels: int, out_channels: int, norm: Norm) -> nn.Sequential:
+def light_up(in_channels: int, out_channels: int, norm: Norm, classes: int = 0) -> LabelledSequential:
     """(B, in, H, W) to (B, out, 2H, 2W) by one transposed convolution."""
     conv = StridedConvTranspose2d(in_channels, out_channels, bias=norm == "none")
-    return nn.Sequential(conv, norm_layer(norm, out_channels), activation())
+    return LabelledSequential(conv, norm_layer(norm, out_channels, classes), activation())
 
 
-def dense(in_features: int, out_features: int, norm: Norm) -> nn.Sequential:
+def dense(in_features: int, out_features: int, norm: Norm, classes: int = 0) -> LabelledSequential:
     """(B, in) to (B, out)."""
     require_known("norm", norm, NORMS)
-    normalise = {"group": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda _: nn.Identity()}[norm]
-    return nn.Sequential(
-        nn.Linear(in_features, out_features, bias=norm == "none"), normalise(out_features), activation()
-    )
+    normalise: nn.Module = nn.Identity()
+    if norm != "none":
+        plain = classes == 0
+        normalise = (
+            nn.LayerNorm(out_features, 1e-5, plain) if norm == "group" else nn.BatchNorm1d(out_features, affine=plain)
+        )
+        normalise = normalise if plain else ConditionalNorm(normalise, out_features, classes)
+    return LabelledSequential(nn.Linear(in_features, out_features, bias=norm == "none"), normalise, activation())
 
 
 def downward_blocks(
@@ -166,7 +213,8 @@ def initialise(module: nn.Module) -> None:
 
 
 def constrain_spectral_norm(module: nn.Module) -> None:
-    """Divide the weight of each linear and convolutional layer by its largest singular value (Miyato et al. 2018)."""
+    """Divide the weight of each linear, convolutional and embedding layer by its largest singular value (Miyato et al.
+    2018; the class embedding too, as in the authors' code of Miyato & Koyama 2018)."""
     for layer in list(module.modules()):
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+        if isinstance(layer, (nn.Linear, nn.Conv2d, nn.Embedding)):
             spectral_norm(layer)

@@ -14,12 +14,14 @@ LOG_2PI = math.log(2 * math.pi)
 MIN_VARIANCE = 1e-6  # floor of an optimal variance: 0.001 of a pixel's range of 2, far below its 8-bit step
 
 
-def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) a dimension, (B, L) nats (Kingma & Welling 2014, appendix B).
+def kl_divergence(mu: Tensor, logvar: Tensor, prior_mean: Tensor | None = None) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(m, 1)) a dimension, (B, L) nats (Kingma & Welling 2014, appendix B, where m = 0).
 
-    `logvar` is the log-variance: sigma = exp(logvar / 2).
+    `logvar` is the log-variance: sigma = exp(logvar / 2). `prior_mean` m: (B, L), None for 0. Both distributions moved
+    by -m, the divergence is the same.
     """
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar)
+    distance = mu if prior_mean is None else mu - prior_mean
+    return 0.5 * (distance.square() + logvar.exp() - 1 - logvar)
 
 
 def apply_free_bits(kl: Tensor, batch_mean: Tensor | None, free_bits: float) -> Tensor:

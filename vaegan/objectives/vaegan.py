@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from vaegan.config import ObjectiveConfig
-from vaegan.model import TrainingPass
+from vaegan.model import TrainingPass, of_rows
 from vaegan.objectives import augment, elbo, penalties
 from vaegan.objectives.adversarial import LOSSES, accuracy, ramp
 from vaegan.objectives.noise import Noise
 from vaegan.objectives.routing import gradients_at_output, surrogate_loss
 from vaegan.objectives.statistics import Statistics
 
-DiscriminatorFn = Callable[[Tensor], tuple[Tensor, Tensor]]
+DiscriminatorFn = Callable[..., tuple[Tensor, Tensor]]  # of images, and of labels where the run is conditional
 
 
 class Objective:
@@ -21,18 +21,20 @@ class Objective:
 
     Gradients reach the networks so ("-" is nothing):
 
-    | term                              | encoder              | decoder       | discriminator |
-    |-----------------------------------|----------------------|---------------|---------------|
-    | KL                                | yes                  | -             | -             |
-    | pixel likelihood                  | yes                  | yes, weighted | -             |
-    | feature likelihood                | yes                  | yes, weighted | -             |
-    | generator adversarial, on x_p     | -                    | yes           | -             |
-    | generator adversarial, on x~      | - unless configured  | yes           | -             |
-    | discriminator loss and penalties  | -                    | -             | yes           |
+    | term                              | encoder              | prior means m_y | decoder       | discriminator |
+    |-----------------------------------|----------------------|-----------------|---------------|---------------|
+    | KL                                | yes                  | yes             | -             | -             |
+    | pixel likelihood                  | yes                  | -               | yes, weighted | -             |
+    | feature likelihood                | yes                  | -               | yes, weighted | -             |
+    | generator adversarial, on x_p     | -                    | -, detached     | yes           | -             |
+    | generator adversarial, on x~      | - unless configured  | -               | yes           | -             |
+    | discriminator loss and penalties  | -                    | -               | -             | yes           |
 
     "weighted" is `reconstruction_gamma`. The reconstruction's and the adversarial gradients meet at the decoder's
     output, where they are weighed against each other, and go through the decoder once from there. The table is exact
-    unless the decoder has batch normalisation, whose statistics tie the images of a batch together.
+    unless the decoder has batch normalisation, whose statistics tie the images of a batch together. Prior means are
+    those of conditional models, in the model's optimizer and average: they follow the posteriors of their class, and
+    not an adversary, who would have them where the decoder deceives it best.
     """
 
     def __init__(self, config: ObjectiveConfig):
@@ -55,13 +57,19 @@ class Objective:
     # ------------------------------------------------------------------ the discriminator's turn
 
     def discriminator(
-        self, discriminator: DiscriminatorFn, x: Tensor, raw: Tensor, noise: Noise, step: int
+        self,
+        discriminator: DiscriminatorFn,
+        x: Tensor,
+        raw: Tensor,
+        noise: Noise,
+        step: int,
+        y: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the discriminator, and its terms (means over the micro-batch).
 
         x: (B, C, H, W) real images; raw: the decoder's output of the training pass, which gets no gradient. Real and
         fake images share one forward. With both kinds of fakes each counts half, so that real and fake weigh the
-        same (Larsen et al. sum them).
+        same (Larsen et al. sum them). y: (B,) labels of a conditional run, of x and of the fakes beside them.
         """
         c, n = self.config, len(x)
         fakes = {"prior": raw[-n:], "reconstruction": raw[:n], "both": raw}[c.fakes].detach().tanh()
@@ -70,7 +78,7 @@ class Objective:
         if c.gradient_penalty_weight > 0 and penalise:
             images = torch.cat([images, torch.lerp(x, fakes[-n:], noise.mix)])
         images.requires_grad_(penalise)
-        logits, _ = discriminator(self._augment(images, noise.augment[0]))
+        logits, _ = _judged(discriminator, self._augment(images, noise.augment[0]), y)
         real, fake = logits[:n], logits[n : n + len(fakes)]
         losses = [self.adversarial.discriminator(real, part).mean() for part in fake.split(n)]
         loss = sum(losses) / len(losses)
@@ -122,21 +130,22 @@ class Objective:
         noise: Noise,
         step: int,
         statistics: Statistics,
+        y: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss of encoder and decoder, its terms, and the batch's statistics (all means over the micro-batch).
 
         The first is a scalar whose gradient is the one that the table describes, not the sum of the terms. The
-        discriminator must be frozen.
+        discriminator must be frozen. y: (B,) labels of a conditional run.
         """
         c, n = self.config, len(x)
         terms: dict[str, Tensor] = {}
         batch: dict[str, Tensor] = {}
-        raw = out.raw.detach().requires_grad_()  # (B or 2B, C, H, W), a leaf: gradients stop at the decoder's output
+        raw = out.raw.detach().requires_grad_()  # (B to 2B, C, H, W), a leaf: gradients stop at the decoder's output
         scale = [] if out.log_scale is None else [out.log_scale.detach().requires_grad_()]
         reconstruction, adversarial = self._image_terms(
-            discriminator, x, raw, scale, noise, step, statistics, terms, batch
+            discriminator, x, raw, scale, noise, step, statistics, y, terms, batch
         )
-        disjoint = n if c.fakes == "prior" else None
+        disjoint = len(raw) - n if c.fakes == "prior" else None
         g_rec, g_adv, g_scale = gradients_at_output(reconstruction, adversarial, raw, scale, disjoint)
         if g_adv is not None:
             if c.balance:
@@ -148,6 +157,8 @@ class Objective:
         )  # fmt: skip
         if out.logvar is not None and c.kl_weight > 0:
             loss = loss + self._kl(out, step, statistics, terms, batch)
+        elif out.prior_mean is not None:
+            loss = loss + 0 * out.prior_mean.sum()  # several processes wait for a gradient of every parameter
         for g in g_scale:
             loss = loss + out.log_scale * g
             terms["pixel_scale"] = out.log_scale.exp()
@@ -158,7 +169,7 @@ class Objective:
         return loss, {name: term.detach() for name, term in terms.items()}, batch
 
     def _kl(self, out: TrainingPass, step: int, statistics: Statistics, terms: dict, batch: dict) -> Tensor:
-        kl = elbo.kl_divergence(out.mu, out.logvar)  # (B, L)
+        kl = elbo.kl_divergence(out.mu, out.logvar, out.prior_mean)  # (B, L)
         terms["kl"] = kl.sum(1).mean()
         weight = self.kl_weight(step)
         terms["kl_weight"] = terms["kl"].new_tensor(weight)
@@ -168,27 +179,29 @@ class Objective:
         return weight * kl.sum(1).mean()
 
     def _image_terms(
-        self, discriminator, x, raw, scale, noise, step, statistics, terms, batch
+        self, discriminator, x, raw, scale, noise, step, statistics, y, terms, batch
     ) -> tuple[Tensor | None, Tensor | None]:
         """The weighted reconstruction terms and the plain adversarial term as functions of `raw`; None where the
         weights are zero."""
         c, n = self.config, len(x)
+        decoded = slice(None, None, c.reconstruct_every)  # the images whose reconstructions come first in `raw`
+        m = len(x[decoded])
         reconstruction = adversarial = None
         if c.pixel_weight > 0:
-            terms["pixel"] = self._pixel_nll(x, raw[:n], scale, statistics, batch).mean()
+            terms["pixel"] = self._pixel_nll(x[decoded], raw[:m], scale, statistics, batch).mean()
             reconstruction = c.pixel_weight * terms["pixel"]
         hears_adversary = self.adversarial_weight(step) > 0
-        rows = _rows_for_discriminator(c, hears_adversary, len(raw), n)
+        rows = _rows_for_discriminator(c, hears_adversary, len(raw), n, m)
         if rows is None:
             return reconstruction, adversarial
         images = raw[rows].tanh()
-        logits, features = discriminator(self._augment(images, noise.augment[1]))
+        logits, features = _judged(discriminator, self._augment(images, noise.augment[1]), y)
         real_logits = real_features = None
         if c.feature_weight > 0 or (hears_adversary and c.adversarial_loss == "relativistic"):
             with torch.no_grad():
-                real_logits, real_features = discriminator(self._augment(x, noise.augment[1]))
+                real_logits, real_features = _judged(discriminator, self._augment(x, noise.augment[1]), y)
         if c.feature_weight > 0:
-            terms["feature"] = self._feature_nll(real_features, features[:n], statistics, batch).mean()
+            terms["feature"] = self._feature_nll(real_features[decoded], features[:m], statistics, batch).mean()
             weighted = c.feature_weight * terms["feature"]
             reconstruction = weighted if reconstruction is None else reconstruction + weighted
         if hears_adversary:
@@ -238,16 +251,22 @@ class Objective:
         """The same augmentation for an image, its reconstruction and the prior sample beside it."""
         if not self.config.augment:
             return images
-        return augment.differentiable_augment(images, u.repeat(len(images) // len(u), 1), self.config.augment)
+        return augment.differentiable_augment(images, of_rows(u, len(images)), self.config.augment)
 
 
-def _rows_for_discriminator(c: ObjectiveConfig, hears_adversary: bool, total: int, n: int) -> slice | None:
-    """Rows of the decoder's output that the autoencoder's terms look at through the discriminator."""
+def _judged(discriminator: DiscriminatorFn, images: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits and features of images, with the labels (B,) of a conditional run."""
+    return discriminator(images) if y is None else discriminator(images, of_rows(y, len(images)))
+
+
+def _rows_for_discriminator(c: ObjectiveConfig, hears_adversary: bool, total: int, n: int, m: int) -> slice | None:
+    """Rows of the decoder's output, m reconstructions before n prior samples, that the autoencoder's terms look at
+    through the discriminator."""
     reconstruction = c.feature_weight > 0 or (hears_adversary and c.fakes != "prior")
     prior = hears_adversary and c.fakes != "reconstruction"
     if not (reconstruction or prior):
         return None
-    return slice(0 if reconstruction else total - n, total if prior else n)
+    return slice(0 if reconstruction else total - n, total if prior else m)
 
 
 def _followed_variance(name: str, x: Tensor, mean: Tensor, statistics: Statistics, batch: dict) -> Tensor:

@@ -70,7 +70,8 @@ def require_finite_weights(modules: dict[str, nn.Module | None], step: int) -> N
 def _images(trainer: "Trainer", micro_batches: list[Tensor]) -> str:
     """Which images of this process's share of the batch are not finite, in themselves or in what a network makes of
     them. None where one network fails for all, which is no fault of an image."""
-    bad = torch.cat([_bad_images(trainer, x) for x in micro_batches])
+    labels = trainer.labels_of(micro_batches)
+    bad = torch.cat([_bad_images(trainer, x, y) for x, y in zip(micro_batches, labels)])
     if not bad.any() or bad.all():
         return ""
     places = trainer.places_of_batch()[bad.cpu()].tolist()
@@ -78,18 +79,18 @@ def _images(trainer: "Trainer", micro_batches: list[Tensor]) -> str:
     return f" (images {', '.join(map(str, places[:_SHOWN]))}{more} of the training set)"
 
 
-def _bad_images(trainer: "Trainer", x: Tensor) -> Tensor:
-    """(B,) bool of images (B, C, H, W)."""
+def _bad_images(trainer: "Trainer", x: Tensor, y: Tensor | None) -> Tensor:
+    """(B,) bool of images (B, C, H, W) and, in a conditional run, their labels."""
     bad = _bad_rows(x)
     if bad.any():  # through batch statistics one of them would spoil what the networks make of all
         return bad
-    seen = []
+    seen, labels = [], () if y is None else (y,)
     with evaluating(trainer.plain_model):
         if trainer.plain_model.encoder is not None:
             mu, logvar = trainer.plain_model.encoder(x)
-            seen += [mu, trainer.plain_model.decoder(mu)] + ([] if logvar is None else [logvar])
+            seen += [mu, trainer.plain_model.decoder(mu, *labels)] + ([] if logvar is None else [logvar])
         if trainer.plain_discriminator is not None:
-            seen += list(trainer.plain_discriminator(x))
+            seen += list(trainer.plain_discriminator(x, *labels))
     return torch.stack([_bad_rows(values) for values in seen]).any(0)
 
 

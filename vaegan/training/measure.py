@@ -14,7 +14,8 @@ from vaegan.evaluation.distances import frechet_distance
 from vaegan.evaluation.features import load_extractor
 from vaegan.evaluation.reconstruction import evaluating
 from vaegan.evaluation.shares import Shares
-from vaegan.evaluation.sources import ModelSource, ReconstructionSource
+from vaegan.evaluation.sources import ModelSource, ReconstructionSource, labels_for
+from vaegan.latents import proportional
 
 log = logging.getLogger("vaegan")
 
@@ -51,13 +52,20 @@ class Measurement:
         )
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """The figures of `distance_metrics`, the same on every process; all of them call this together."""
+        """The figures of `distance_metrics`, the same on every process; all of them call this together.
+
+        A conditional model draws its classes in the reference's proportions.
+        """
         e = self._config.evaluation
         figures = {}
         with evaluating(model):
             for name in distance_metrics(self._config):
                 if name.startswith("fd/samples"):
-                    source = ModelSource(model, e.num_samples, seed=self._config.seed, batch_size=e.batch_size)
+                    labels = labels_for(model, self._real)
+                    source = ModelSource(
+                        model, e.num_samples, seed=self._config.seed, batch_size=e.batch_size,
+                        labels=None if labels is None else proportional(labels, e.num_samples),
+                    )  # fmt: skip
                 else:
                     source = ReconstructionSource(model, _SetSource(self._real.images, e.num_samples))
                 fake = evaluate.extract(source, self._extractor, self._shares, batch_size=e.batch_size)
@@ -76,9 +84,13 @@ class _SetSource:
         self.images, self._rows = images, spread_rows(len(images), n)
         self.manifest, self.written = f"{images.fingerprint} {len(self)}", images.written
         self.form = "as in training"
+        self.labels, self.classes = None if images.labels is None else images.labels[self._rows], images.classes
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def batch(self, start: int, stop: int) -> Tensor:
         return self.images.batch(self._rows[start:stop])
+
+    def places(self, start: int, stop: int) -> list[int]:
+        return list(range(start, min(stop, len(self))))

@@ -5,11 +5,12 @@ from torch import Tensor, nn
 
 
 def build_optimizer(module: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); decay on matrices and kernels, not on biases, normalisations and scales."""
-    parameters = list(module.parameters())
+    """AdamW (Loshchilov & Hutter 2019); decay on matrices and kernels, not on biases, normalisations, scales and what is
+    learned a class, of which most rows get no gradient in a step."""
+    parameters, kernels = list(module.parameters()), _kernels(module)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p in kernels], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p not in kernels], "weight_decay": 0.0},
     ]
     fused = parameters[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
@@ -23,8 +24,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 @torch.no_grad()
 def add_l1_gradient(module: nn.Module, weight: float) -> None:
     """Add the gradient of weight * sum |w| over matrices and kernels to the gradients that are there."""
-    parameters = [p for p in module.parameters() if p.ndim > 1 and p.grad is not None]
+    kernels = _kernels(module)
+    parameters = [p for p in module.parameters() if p in kernels and p.grad is not None]
     torch._foreach_add_([p.grad for p in parameters], torch._foreach_sign(parameters), alpha=weight)
+
+
+def _kernels(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters that are regularised: matrices and kernels, but for embeddings of classes."""
+    by_class = {p for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
+    return {p for p in module.parameters() if p.ndim > 1} - by_class
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -16,13 +16,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vaegan import sampling
 from vaegan.config import ConfigError
-from vaegan.data import spread_rows, to_float
+from vaegan.data import ImageSet, spread_rows, to_float
+from vaegan.data.labels import aligned
 from vaegan.evaluation.reconstruction import evaluating
+from vaegan.model import VAEGAN
 from vaegan.training import diagnose
 from vaegan.training.background import Background
 from vaegan.training.process import LAUNCH_FILE, launch_id
 
 GRID_SAMPLES, GRID_PAIRS, GRID_COLUMNS = 64, 32, 8
+GRID_CLASSES = 16  # rows that a grid may grow to, a class each
 log = logging.getLogger("vaegan")
 
 
@@ -134,20 +137,39 @@ class RunLog:
         trainer = self._trainer
         model, shown = trainer.sampling_model, {}
         real = trainer.validation if trainer.validation is not None else trainer.images
-        x = to_float(real.batch(spread_rows(len(real), GRID_SAMPLES))).to(model.device)
+        rows = spread_rows(len(real), GRID_SAMPLES)
+        x = to_float(real.batch(rows)).to(model.device)
+        labels = self._labels(real, rows)
         spread = None
         with evaluating(model):
             if model.variational:
-                samples = model.sample(GRID_SAMPLES, seed=trainer.config.seed)
+                samples = self._samples(model)
                 shown["samples"] = sampling.to_uint8(samples)
                 spread = (diagnose.mean_distance(samples), diagnose.mean_distance(x)) if len(x) > 1 else None
             if model.encoder is not None:
-                originals = x[spread_rows(len(x), GRID_PAIRS)]
-                pairs = sampling.beside(originals, model.reconstruct(originals))
+                chosen = spread_rows(len(x), GRID_PAIRS)
+                y = None if labels is None else labels[chosen]
+                pairs = sampling.beside(x[chosen], model.reconstruct(x[chosen], y))
                 shown["reconstructions"] = sampling.to_uint8(pairs)
         for name, images in shown.items():
             self._in_background(self._write_picture, trainer.step, name, sampling.grid(images, GRID_COLUMNS))
         return spread
+
+    def _samples(self, model: VAEGAN) -> Tensor:
+        """Fixed samples; of a conditional model a row a class, in turn, of up to `GRID_CLASSES` of them."""
+        if not model.classes:
+            return model.sample(GRID_SAMPLES, seed=self._trainer.config.seed)
+        rows = max(GRID_SAMPLES // GRID_COLUMNS, min(model.classes, GRID_CLASSES))
+        labels = sampling.row_labels(rows, GRID_COLUMNS, model.classes)
+        return model.sample(len(labels), seed=self._trainer.config.seed, labels=labels)
+
+    def _labels(self, real: ImageSet, rows: Tensor) -> Tensor | None:
+        """Labels of images of a set, where the run is conditional."""
+        model = self._trainer.sampling_model
+        if not model.classes:
+            return None
+        where = "the set that is shown"
+        return aligned(real.labels, real.classes, model.classes, model.class_names, where)[rows]
 
     def _write_picture(self, step: int, name: str, picture: Tensor) -> None:
         data = sampling.png(picture)

@@ -1,5 +1,6 @@
 """What a run needs to go on, taken from a trainer and given back to it; and the exported model."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -58,10 +59,20 @@ def _state(trainer: "Trainer") -> dict:
         "monitor": {"name": monitor.name, "best": monitor.best, "failures": monitor.failures},
         "statistics_counts": trainer.statistics.counts,
         "ema_updates": trainer.ema.updates if trainer.ema else 0,
-        "data": trainer.images.fingerprint,
+        "data": _data(trainer),
         "validation": _validation(trainer),
         "config": trainer.config.as_dict(),
     }
+
+
+def _data(trainer: "Trainer") -> str:
+    """What tells the training images from others; where labels are used, them as well."""
+    images = trainer.images
+    if not trainer.config.model.conditional:
+        return images.fingerprint
+    sha = hashlib.sha256(repr((images.fingerprint, images.classes)).encode())
+    sha.update(images.labels.contiguous().numpy())
+    return sha.hexdigest()
 
 
 def _validation(trainer: "Trainer") -> str | None:
@@ -75,7 +86,7 @@ def restore(trainer: "Trainer", run_dir: Path) -> bool:
         state = contents[1]
         path = checkpoint.checkpoint_path(run_dir / "checkpoints", state["step"])
         fitting.require_state(state, path)
-        _require_same_run(state, trainer.config, trainer.images.fingerprint, run_dir, _validation(trainer))
+        _require_same_run(state, trainer.config, _data(trainer), run_dir, _validation(trainer))
         fitting.require_tensors(contents, trainer, path)
 
     loaded = checkpoint.load_latest(run_dir / "checkpoints", check)
@@ -109,7 +120,7 @@ def export_best(trainer: "Trainer", run_dir: Path) -> None:
         except checkpoint.DamagedCheckpoint as error:  # or it could not be written
             log.warning("the exported model is the last, since the best cannot be read: %s", error)
         else:
-            model = build_model(trainer.config)
+            model = build_model(trainer.config, trainer.plain_model.classes, trainer.plain_model.class_names)
             model.load_state_dict(tensors["ema" if trainer.ema else "model"])
             _export(model, run_dir)
     trainer.accelerator.wait_for_everyone()
@@ -118,6 +129,7 @@ def export_best(trainer: "Trainer", run_dir: Path) -> None:
 def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path, validation: str | None) -> None:
     """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
     old, new = state["config"], config.as_dict()
+    added = {"model.conditional": False}  # what runs of versions before a field did
     pairs = [
         ("seed", old.get("seed"), new["seed"]),
         ("train.batch_size", old["train"].get("batch_size"), config.train.batch_size),
@@ -127,7 +139,8 @@ def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Pa
     for section in ("model", "data", "objective"):
         for name, value in new[section].items():
             if name not in FREE_FIELDS:
-                pairs.append((f"{section}.{name}", old[section].get(name), value))
+                field = f"{section}.{name}"
+                pairs.append((field, old[section].get(name, added.get(field)), value))
     problems = [
         f"{name} is {value} but {run_dir} was trained with {before}: set it so, or choose another name for a new run"
         for name, before, value in pairs

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from vaegan.config import Config
-from vaegan.data import ImageSet, rows_of_step, training_batches
+from vaegan.config import Config, ConfigError
+from vaegan.data import ImageSet, StepLabels, rows_of_step, training_batches
+from vaegan.data.labels import aligned, classes_of
 from vaegan.evaluation.shares import Shares
 from vaegan.model import VAEGAN, TrainingPass, build_discriminator, build_model
 from vaegan.objectives.noise import Noise, draw_noise
@@ -52,10 +53,26 @@ class Trainer:
         self.shares = Shares.of(accelerator)
         self.steps_per_epoch = len(images) // config.train.batch_size
         self.total_steps = config.train.steps or max(1, math.ceil(config.train.epochs * self.steps_per_epoch))
+        self._labels: StepLabels | None = None
         self.objective = Objective(config.objective)
         self.statistics = Statistics(config.objective.balance_decay)
+        classes, names = self._take_labels(config) if config.model.conditional else (0, [])
         torch.manual_seed(config.seed)  # for the initialisation alone: everything later is counted
-        self._build(config, model or build_model(config), discriminator or build_discriminator(config))
+        model = model or build_model(config, classes, names)
+        self._build(config, model, discriminator or build_discriminator(config, classes))
+
+    def _take_labels(self, config: Config) -> tuple[int, list[str]]:
+        """Number and names of the training set's classes. ConfigError if it, or validation, has no labels to train by."""
+        images, val, a = self.images, self.validation, self.accelerator
+        classes, names = classes_of(images.labels, images.classes, f"data.source {config.data.source}")
+        if val is not None:
+            source = f"data.val_source {config.data.val_source or config.data.source}"
+            aligned(val.labels, val.classes, classes, names, source)
+        self._labels = StepLabels(
+            images.labels, batch_size=config.train.batch_size, accumulate=config.train.accumulate, seed=config.seed,
+            rank=a.process_index, world_size=a.num_processes, device=a.device,
+        )  # fmt: skip
+        return classes, names
 
     def _build(self, config: Config, plain_model: VAEGAN, plain_discriminator: nn.Module | None) -> None:
         device = self.accelerator.device
@@ -113,22 +130,23 @@ class Trainer:
         terms: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         batch: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         noises = [self._noise(i, len(x)) for i, x in enumerate(micro_batches)]
+        labels = self.labels_of(micro_batches)
         # One pass of encoder and decoder serves both turns. Several micro-batches are passed again in the second
         # turn, since keeping all their graphs would take the memory that they are there to save.
         keep = len(micro_batches) == 1
-        out = self._training_pass(self.model, micro_batches[0], noises[0]) if keep else None
+        out = self._training_pass(self.model, micro_batches[0], noises[0], labels[0]) if keep else None
 
         gate = True, True
         if self.discriminator is not None:
-            for i, (x, noise) in enumerate(zip(micro_batches, noises)):
+            for i, (x, noise, y) in enumerate(zip(micro_batches, noises, labels)):
                 last = i == len(micro_batches) - 1
                 with (
                     record_function("discriminator"),
                     self._sync(self.discriminator, last),
                     self._twice_differentiable(),
                 ):
-                    raw = out.raw if keep else self._fakes(x, noise)
-                    loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step)
+                    raw = out.raw if keep else self._fakes(x, noise, y)
+                    loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step, y)
                     self.accelerator.backward(loss / len(micro_batches))
             gate = self.objective.gate(self._whole_batch(terms) if self.config.objective.equilibrium_gate else {})
             self._update(
@@ -136,11 +154,11 @@ class Trainer:
             )
 
         with frozen(self.plain_discriminator):
-            for i, (x, noise) in enumerate(zip(micro_batches, noises)):
+            for i, (x, noise, y) in enumerate(zip(micro_batches, noises, labels)):
                 with record_function("autoencoder"), self._sync(self.model, i == len(micro_batches) - 1):
-                    out = out if keep else self._training_pass(self.model, x, noise)
+                    out = out if keep else self._training_pass(self.model, x, noise, y)
                     loss, more, batch[i] = self.objective.autoencoder(
-                        self.plain_discriminator, x, out, noise, self.step, self.statistics
+                        self.plain_discriminator, x, out, noise, self.step, self.statistics, y
                     )
                     self.accelerator.backward(loss / len(micro_batches))
                     terms[i] |= more
@@ -163,16 +181,18 @@ class Trainer:
         rows = torch.arange(first, first + size, device=self.accelerator.device)
         return draw_noise(rows, self.config.model.latent_dim, self.config.seed, self.step)
 
-    def _training_pass(self, model: nn.Module, x: Tensor, noise: Noise) -> TrainingPass:
+    def _training_pass(self, model: nn.Module, x: Tensor, noise: Noise, y: Tensor | None) -> TrainingPass:
         """Encode, reconstruct and decode prior samples in one forward of the wrapped model, whose hooks synchronise."""
-        o = self.config.objective
+        o, labels = self.config.objective, () if y is None else (y,)
+        decoded = slice(None, None, o.reconstruct_every)
+        z_prior = noise.z_prior if o.uses_prior else None
         with record_function("training pass"):
-            return model(x if o.uses_reconstruction else None, noise.eps, noise.z_prior if o.uses_prior else None)
+            return model(x[decoded] if o.uses_reconstruction else None, noise.eps[decoded], z_prior, *labels)
 
     @torch.no_grad()
-    def _fakes(self, x: Tensor, noise: Noise) -> Tensor:
+    def _fakes(self, x: Tensor, noise: Noise, y: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
-            return self._training_pass(self.plain_model, x, noise).raw
+            return self._training_pass(self.plain_model, x, noise, y).raw
 
     def _sync(self, module: nn.Module, last: bool):
         """Gradients are averaged over the ranks in the last micro-batch only."""
@@ -217,7 +237,12 @@ class Trainer:
 
     def batches(self) -> Iterator[list[Tensor]]:
         """This rank's micro-batches of each step from here to the end of the budget."""
-        c = self.config
+        c, parts = self.config, self.accelerator.num_processes * self.config.train.accumulate
+        if c.train.batch_size // parts % c.objective.reconstruct_every:
+            raise ConfigError(
+                f"train.batch_size must be a multiple of processes times train.accumulate times "
+                f"objective.reconstruct_every ({parts} x {c.objective.reconstruct_every}), got {c.train.batch_size}"
+            )
         return training_batches(
             self.images, c.data, start_step=self.step, stop_step=self.total_steps, batch_size=c.train.batch_size,
             accumulate=c.train.accumulate, rank=self.accelerator.process_index,
@@ -230,6 +255,10 @@ class Trainer:
         return rows_of_step(
             len(self.images), self.step, c.batch_size, a.process_index, a.num_processes, self.config.seed
         )
+
+    def labels_of(self, micro_batches: list[Tensor]) -> list[Tensor | None]:
+        """Labels (n,) int64 of each of this rank's micro-batches of the coming batch; None where none are used."""
+        return self._labels(self.step) if self._labels else [None] * len(micro_batches)
 
     def fit(self, run_dir: Path) -> None:
         """Train to the end of the budget, writing into `run_dir`; nothing if the run is finished.
