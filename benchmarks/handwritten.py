@@ -41,10 +41,11 @@ def loop(config: Config, pixels: torch.Tensor, steps: int) -> Callable[[], None]
         x = next(batches)
         if config.data.horizontal_flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
-        mu, logvar = model.encoder(x)
+        x_part = x[:: c.reconstruct_every]
+        mu, logvar = model.encoder(x_part)
         z = mu + (0.5 * logvar).exp() * torch.randn_like(mu)
         x_rec = model.decoder(z).tanh()
-        x_prior = model.decoder(torch.randn_like(z)).tanh()
+        x_prior = model.decoder(torch.randn(len(x), z.shape[1])).tanh()
 
         real, fake = augmented(x), augmented(x_prior.detach())
         penalised = taken % c.penalty_interval == 0 and c.r1_weight > 0
@@ -65,8 +66,8 @@ def loop(config: Config, pixels: torch.Tensor, steps: int) -> Callable[[], None]
         d_real, f_real = discriminator(augmented(x))
         _, f_rec = discriminator(augmented(x_rec))
         d_fake, _ = discriminator(augmented(x_prior))
-        pixel = (x_rec - x).square().sum((1, 2, 3)).mean() / (2 * c.pixel_scale**2)
-        feature = 0.5 * (f_rec - f_real.detach()).square().flatten(1).sum(1).mean()
+        pixel = (x_rec - x_part).square().sum((1, 2, 3)).mean() / (2 * c.pixel_scale**2)
+        feature = 0.5 * (f_rec - f_real.detach()[:: c.reconstruct_every]).square().flatten(1).sum(1).mean()
         reconstruction = c.pixel_weight * pixel + c.feature_weight * feature
         adversarial = F.softplus(d_real.detach() - d_fake).mean()
         g_rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()

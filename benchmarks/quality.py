@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   quality.py --data cifar10 --root ~/data             CIFAR-10, 20 minutes each on the CPU
   quality.py --data cifar10 --budget gpu              CIFAR-10, 9 minutes each on a GPU
   quality.py --ablation                               the recipe with one choice turned off at a time
+  quality.py --samplers                               distances by what latents are drawn from
   quality.py --table-only                             tables and pictures of the records that are there"""
 
 
@@ -61,6 +62,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="train or measure anew what was made by another recipe, or measured otherwise",
     )
+    add("--samplers", action="store_true",
+        help="train nothing: measure the prior against samplers that are fitted to the latents, by default of vaegan and "
+        "vae, seed 0, whose weights must still be in --work")  # fmt: skip
     add("--table-only", action="store_true", help="train nothing")
     return parser.parse_args(arguments)
 
@@ -76,7 +80,9 @@ def main() -> int:
         "", 0, options.data, options.minutes or minutes, options.results, options.work, options.budget,
         options.samples, options.extractor, options.threads, options.root, tuple(options.images),
     )  # fmt: skip
-    failed = [] if options.table_only else _perform(job, options)
+    if options.samplers:
+        _measure_samplers(job, options)
+    failed = [] if options.table_only or options.samplers else _perform(job, options)
     import quality_table
 
     rows = contestants.ABLATION if options.ablation else contestants.CONTESTANTS
@@ -100,6 +106,17 @@ def _perform(job: Job, options: argparse.Namespace) -> list[Job]:
     rival = any(contestants.named(one.contestant).rival for one in todo)  # found missing now rather than after hours
     python = quality_environment.python_with(rivals.VERSION, options.environment) if rival else None
     return [one for one in todo if not _run(one, python)]
+
+
+def _measure_samplers(job: Job, options: argparse.Namespace) -> None:
+    import quality_samplers
+
+    from vaegan.training import process
+
+    process.use_cpu(job.threads)
+    for contestant in options.contestants or ("vaegan", "vae"):
+        for seed in options.seeds or (0,):
+            quality_samplers.perform(job.of_seed(contestant, seed))
 
 
 def chosen(job: Job, options: argparse.Namespace) -> list[contestants.Contestant]:

@@ -42,6 +42,10 @@ class Job:
     def record(self) -> Path:
         return self.folder / f"{self.contestant}-{self.seed}.json"
 
+    @property
+    def by_sampler(self) -> Path:
+        return self.folder / f"{self.contestant}-{self.seed}-samplers.json"
+
     def picture(self, kind: str) -> Path:
         """`samples` or `reconstructions`, in WebP: of photographs it takes a sixth of PNG's bytes."""
         return self.folder / f"{self.contestant}-{self.seed}-{kind}.webp"

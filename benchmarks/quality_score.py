@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from contestants import config_of, named
 from quality_records import Job
 from torch import Tensor
 
-from vaegan.config import DataConfig
 from vaegan.data.images import Form
 from vaegan.evaluation import protocol
 from vaegan.evaluation.distances import frechet_distance
@@ -37,7 +37,7 @@ class Score:
     """uint8 (64, C, H, W) by kind: `samples`, and `reconstructions` beside their originals."""
 
 
-def score(model: VAEGAN, job: Job, data: DataConfig, sampler: Sampler | None = None) -> Score:
+def score(model: VAEGAN, job: Job, sampler: Sampler | None = None) -> Score:
     """Figures of samples and, where there is an encoder, of reconstructions.
 
     The reference of the samples is the whole validation set, the floor's other side as many training images as there
@@ -46,7 +46,7 @@ def score(model: VAEGAN, job: Job, data: DataConfig, sampler: Sampler | None = N
     prior.
     """
     setting = setting_of(job, model.device)
-    images = partial(_images, setting, job, Form(data.image_size, data.channels, data.fit))
+    images = partial(images_of, setting, job)
     real, described = setting.measured(images("val"), keep=True)
     other, _ = setting.measured(images("train", limit=job.samples), keep=True)
     samples = ModelSource(model, job.samples, batch_size=BATCH, sampler=sampler)
@@ -91,7 +91,10 @@ def _add_reconstructions(found: Score, model: VAEGAN, real: Source, setting: Set
     found.grids["reconstructions"] = beside(real.batch(0, half), decoded.batch(0, half))
 
 
-def _images(setting: Setting, job: Job, form: Form, split: str, limit: int | None = None) -> Source:
+def images_of(setting: Setting, job: Job, split: str, limit: int | None = None) -> Source:
+    """Images of the benchmark's data in the form of the recipe."""
+    data = config_of(named("vaegan"), job).data
+    form = Form(data.image_size, data.channels, data.fit)
     if job.images:
         return setting.images(job.images[split == "val"], form, limit=limit)
     return setting.images(job.data, form, split, limit)

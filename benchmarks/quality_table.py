@@ -46,6 +46,7 @@ def write(job: Job, contestants: Sequence[Contestant], ablation: bool = False) -
     """Tables, chart and samples into the folder of the records; the table's Markdown. ConfigError if there are no
     records, or if they are not alike and so cannot be compared."""
     import quality_pictures
+    import quality_samplers
 
     if ablation:
         from contestants import named
@@ -53,7 +54,7 @@ def write(job: Job, contestants: Sequence[Contestant], ablation: bool = False) -
         contestants = [named("vaegan"), *contestants]
     rows = rows_of(job, contestants, ABLATION_SEEDS if ablation else None)
     name, prefix = ("ablation", "ablation-") if ablation else ("table", "")
-    text = markdown(job, rows, ablation)
+    text = markdown(job, rows, ablation) + ("" if ablation else quality_samplers.markdown(job, rows))
     records.write(job.folder / f"{name}.md", text.encode())
     records.write_json(job.folder / f"{name}.json", plain(job, rows))
     records.write(job.folder / f"{prefix}chart.png", quality_pictures.chart(results(rows)))

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import quality_records as records
-from contestants import Contestant, config_of, named, open_ours, recipe_of, train_ours
+from contestants import Contestant, named, open_ours, recipe_of, train_ours
 from quality_records import Job
 
 from vaegan import cli
@@ -40,25 +40,37 @@ def perform(job: Job) -> None:
     records.write_json(job.record, record)
 
 
+def kept(contestant: Contestant, job: Job, recipe: dict):
+    """The model whose weights a training by this very recipe left, and what was done; None if there are none."""
+    from safetensors.torch import load_file
+
+    beside = records.read_json(job.weights.with_suffix(".json"))
+    made = _made(job, recipe)
+    if not job.weights.is_file() or {name: beside.get(name) for name in made} != made:
+        return None
+    model = _open(contestant, job)
+    model.load_state_dict(load_file(job.weights))
+    return model, beside["trained"]
+
+
+def _made(job: Job, recipe: dict) -> dict:
+    """What weights depend on."""
+    return {"recipe": recipe, "setting": {k: v for k, v in job.setting.items() if k not in records.SCORING}}
+
+
 def _trained(contestant: Contestant, job: Job, recipe: dict):
     """The model, None if its training diverged; and what was done."""
-    from safetensors.torch import load_file, save
+    from safetensors.torch import save
 
-    made = {"recipe": recipe, "setting": {k: v for k, v in job.setting.items() if k not in records.SCORING}}
-    beside = job.weights.with_suffix(".json")
-    if job.weights.is_file() and beside.is_file():
-        kept = records.read_json(beside)
-        if {name: kept.get(name) for name in made} == made:
-            model = _open(contestant, job)
-            model.load_state_dict(load_file(job.weights))
-            return model, kept["trained"]
+    if found := kept(contestant, job, recipe):
+        return found
     try:
         model, trained = _train(contestant, job, 60 * job.minutes)
     except ArithmeticError as error:  # a loss that is NaN or infinite: ours is a FloatingPointError
         return None, {"diverged": f"diverged: {str(error).split(';')[0]}"}
     trained["latents"] = model.latent_dim
     records.write(job.weights, save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}))
-    records.write_json(beside, made | {"trained": trained})
+    records.write_json(job.weights.with_suffix(".json"), _made(job, recipe) | {"trained": trained})
     return model, trained
 
 
@@ -87,7 +99,7 @@ def _scored(contestant: Contestant, job: Job, model) -> dict:
         import quality_pythae
 
         sampler = quality_pythae.sampler(contestant, job, model)
-    found = quality_score.score(model, job, config_of(contestant, job).data, sampler)
+    found = quality_score.score(model, job, sampler)
     for kind, images in found.grids.items():
         records.write(job.picture(kind), quality_score.picture(images))
     figures = {name: value if math.isfinite(value) else None for name, value in found.figures.items()}

@@ -22,7 +22,7 @@ from vaegan.training import process
 
 TESTS = REPOSITORY / "tests"
 MODULES = ("quality", "contestants", "rivals", "quality_records", "quality_table", "quality_pictures", "quality_score",
-           "quality_worker", "quality_environment", "quality_pythae", "timing")  # fmt: skip
+           "quality_samplers", "quality_worker", "quality_environment", "quality_pythae", "timing")  # fmt: skip
 
 
 @pytest.fixture
@@ -126,7 +126,8 @@ def test_a_finished_contestant_is_not_trained_again(load, job, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", command(job))
     assert quality.main() == 0  # in a process of its own
     record = load("quality_records").read(job.record)
-    assert record["trained"]["steps"] > 0 and record["trained"]["images"] == 64 * record["trained"]["steps"]
+    batch_size = load("contestants").config_of(load("contestants").named("vae"), job).train.batch_size
+    assert record["trained"]["steps"] > 0 and record["trained"]["images"] == batch_size * record["trained"]["steps"]
     assert record["trained"]["parameters"].keys() == {"encoder", "decoder"} and record["trained"]["latents"] > 0
     label = record["protocol"]["label"]
     assert {label, f"reconstruction {label}", "floor", "kid", "f1", "psnr", "ssim", "bits_per_dim"} <= record[
@@ -389,3 +390,24 @@ def test_rae_is_sampled_by_its_mixture(load, theirs, job):
     z = theirs.sampler(wae, job, model)(4000, 0, 0, torch.device("cpu"))
     assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
     assert theirs.sampler(contestants.named("pythae_vae"), job, model) is None
+
+
+# ---------------------------------------------------------------------- samplers
+
+
+def test_distances_by_sampler_are_of_the_weights_that_were_measured(load, job, monkeypatch, capsys):
+    quality, records = load("quality"), load("quality_records")
+    monkeypatch.setattr(sys, "argv", command(job, "--samplers"))
+    with pytest.raises(ConfigError, match="no weights of vae"):
+        quality.main()
+    load("quality_worker").perform(job)
+    assert quality.main() == 0
+    of, record = records.read_json(job.by_sampler), records.read(job.record)
+    label = record["protocol"]["label"]
+    assert list(of["figures"]) == ["prior", "mixture", "second_stage"]
+    assert of["figures"]["prior"][label] == pytest.approx(record["figures"][label], rel=1e-6)
+    assert len({figures[label] for figures in of["figures"].values()}) == 3
+    table = (job.folder / "table.md").read_text().split("### Distance by sampler")[1]
+    assert [line.split(" | ")[2] for line in table.splitlines() if " | 0 | " in line] == list(of["figures"])
+    records.write_json(job.by_sampler, of | {"recipe hash": "of an earlier recipe"})
+    assert "Distance by sampler" not in load("quality_table").write(job, load("contestants").CONTESTANTS)

