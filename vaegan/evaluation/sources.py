@@ -175,7 +175,10 @@ class ModelSource:
         labels: Tensor | int | None = None,
     ):  # fmt: skip
         if sampler is None and model.encoder is not None and not model.variational:
-            raise ConfigError("the model is a deterministic autoencoder, without a prior: measure its reconstructions")
+            raise ConfigError(
+                "the model is a deterministic autoencoder, without a prior: measure its reconstructions, or give --sampler "
+                "mixture"
+            )
         self.form = _form_of(model)
         self.seed = seed
         self.model, self._n, self._batch_size = model, n, batch_size
