@@ -246,10 +246,11 @@ def test_two_classes_are_learned(make_trainer, tiny_config, tmp_path):
     assert abs(bright.mean() - 190) < 15 and abs(dark.mean() - 60) < 15
 
 
-def test_the_recipe_is_mnists_but_for_the_labels():
+def test_the_recipe_is_mnists_but_for_the_labels_and_the_rates():
     recipes = REPOSITORY / "configs"
     mine, plain = (
         parse_config(["--config", str(recipes / name)], recipes / "mnist.yaml")
         for name in ("mnist_conditional.yaml", "mnist.yaml")
     )
-    assert replace(plain, name="mnist_conditional", model={"conditional": True}) == mine
+    rates = {name: getattr(mine.optimizer, name) for name in ("lr", "discriminator_lr")}
+    assert replace(plain, name="mnist_conditional", model={"conditional": True}, optimizer=rates) == mine

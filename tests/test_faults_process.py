@@ -20,6 +20,7 @@ from vaegan.training import checkpoint
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, signals and small file systems as Linux has them")
 TINY = ["--data.image_size", "8", "--model.width", "4", "--model.discriminator_width", "4", "--train.batch_size", "16",
         "--train.sample_every", "1000", "--train.val_every", "1000", "--objective.fakes", "both", "--name", "run",
+        "--objective.reconstruct_every", "1",
         "--train.threads", "1", "--train.precision", "fp32", "--resume", "auto"]  # fmt: skip
 
 
