@@ -200,7 +200,7 @@ def test_a_run_whose_labels_have_changed_is_refused(conditional, make_trainer, t
 def test_a_run_from_before_the_field_goes_on(tiny_config, conditional, make_trainer, tmp_path):
     t = make_trainer(tiny_config())
     state = run_state._state(t)
-    del state["config"]["model"]["conditional"]
+    del state["config"]["model"]["conditional"], state["config"]["objective"]["reconstruct_every"]
     place = (state["data"], tmp_path, state["validation"])
     run_state._require_same_run(state, t.config, *place)
     with pytest.raises(ConfigError, match="model.conditional is True but .* was trained with False"):

@@ -435,3 +435,13 @@ def test_training_goes_on_where_pictures_cannot_be_written(tiny_config, make_tra
     t.fit(tmp_path)
     assert t.step == 12 and (tmp_path / "checkpoints" / "step_00000012").is_dir()
     assert "cannot be written" in caplog.text and "samples" in caplog.text
+
+
+def test_a_share_of_which_not_every_so_manyth_is_reconstructed_is_refused(tiny_config, make_trainer, monkeypatch):
+    """Processes would reconstruct unlike numbers of images, and their mean would not be that of one process."""
+    objective = dataclasses.replace(LEAN_VAEGAN, fakes="prior", reconstruct_every=4)
+    t = make_trainer(tiny_config(objective, train={"batch_size": 4}))
+    t.batches()
+    monkeypatch.setattr(type(t.accelerator), "num_processes", property(lambda self: 2))
+    with pytest.raises(ConfigError, match=r"objective.reconstruct_every \(2 x 4\), got 4"):
+        t.batches()

@@ -113,7 +113,7 @@ def fit_mixture(
 ) -> Mixture:
     """The mixture of full covariances that EM finds for latents (N, latent_dim), in float64, from a k-means++ start.
 
-    components: their number (Ghosh et al. 2020, section 4, take 10), or several, of which the one is taken under
+    components: their number (Ghosh et al. 2020 take 10), or several, of which the one is taken under
     which `held_out` (M, latent_dim) is likeliest, by default every tenth latent, then left out of the fit; those that
     would take many minutes, as in hundreds of dimensions, are not tried. Raises ConfigError for fewer than 2 latents,
     for fewer than components, or if one is not finite.

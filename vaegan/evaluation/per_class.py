@@ -29,7 +29,7 @@ def class_distances(
 
 
 def mean_distance(figures: Mapping[str, Mapping[str, float]], label: str) -> float:
-    """Mean over the classes, each of the same weight: the intra-FID of Miyato & Koyama 2018, section 4."""
+    """Mean over the classes, each of the same weight: the intra-FID of Miyato & Koyama 2018."""
     measured = [of[label] for of in figures.values() if math.isfinite(of[label])]
     return sum(measured) / len(measured) if measured else math.nan
 

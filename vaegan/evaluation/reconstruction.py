@@ -90,10 +90,10 @@ def reconstruction_figures(
     """Means over all processes' images, and a line for each figure that is left out. All processes call this together.
 
     batches: (rows, images) or (rows, images, labels) of this process: int64 (B,), or the first of B rows in turn, which
-    count the noise; uint8 (B, C, H, W) of the model's shape; and of a conditional model int64 (B,). `mse`, `psnr` (dB) and the `similarities` (`ssim`, `ms_ssim`, `lpips`, the last
-    unless `perceptual=False`) are means over images, of reconstructions from the posterior mean. Of variational
-    models, `kl` and `elbo` are in nats and `bits_per_dim` in bits, by one posterior sample an image, and `active_units`
-    counts latents. Likelihood and seed are those of `config`, where the model has one. Raises ConfigError for a model
+    count the noise; uint8 (B, C, H, W) of the model's shape; and of a conditional model int64 (B,). `mse`, `psnr` (dB)
+    and the `similarities` (`ssim`, `ms_ssim`, `lpips`, the last unless `perceptual=False`) are means over images, of
+    reconstructions from the posterior mean. Of variational models, `kl` and `elbo` are in nats and `bits_per_dim` in
+    bits, by one posterior sample an image, and `active_units` counts latents. Likelihood and seed are those of `config`, where the model has one. Raises ConfigError for a model
     without encoder, images of another shape, or no images.
     """
     if model.encoder is None:

@@ -22,7 +22,7 @@ class Discriminator(nn.Module):
     outputs depend on that image alone (no batch statistics), whatever else shares its batch.
 
     With `classes` above 0 it takes labels (B,) int64 too, and its logit is psi(phi(x)) + <v_y, phi(x)>, phi(x) being the
-    flat output of the last block and v_y a learned vector a class (Miyato & Koyama 2018, equation 3).
+    flat output of the last block and v_y a learned vector a class (Miyato & Koyama 2018, section 3).
     """
 
     def __init__(

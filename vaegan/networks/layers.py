@@ -75,7 +75,7 @@ def zero_embedding(rows: int, columns: int) -> nn.Embedding:
 
 class ConditionalNorm(nn.Module):
     """(B, C, …) and labels (B,) to (1 + gain_y) * norm(x) + bias_y, where the class enters a decoder (Dumoulin et al.
-    2017, equation 5, there instance normalisation; de Vries et al. 2017). It starts as the plain normalisation."""
+    2017, section 2.2, there instance normalisation; de Vries et al. 2017). It starts as the plain normalisation."""
 
     def __init__(self, norm: nn.Module, channels: int, classes: int):
         super().__init__()

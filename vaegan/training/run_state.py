@@ -129,7 +129,7 @@ def export_best(trainer: "Trainer", run_dir: Path) -> None:
 def _require_same_run(state: dict, config: Config, fingerprint: str, run_dir: Path, validation: str | None) -> None:
     """ConfigError unless a checkpoint continues under this config: the same networks and the same data order."""
     old, new = state["config"], config.as_dict()
-    added = {"model.conditional": False}  # what runs of versions before a field did
+    added = {"model.conditional": False, "objective.reconstruct_every": 1}  # what runs of versions before a field did
     pairs = [
         ("seed", old.get("seed"), new["seed"]),
         ("train.batch_size", old["train"].get("batch_size"), config.train.batch_size),

@@ -240,7 +240,7 @@ class Trainer:
         c, parts = self.config, self.accelerator.num_processes * self.config.train.accumulate
         if c.train.batch_size // parts % c.objective.reconstruct_every:
             raise ConfigError(
-                f"train.batch_size must be a multiple of processes times train.accumulate times "
+                "train.batch_size must be a multiple of processes times train.accumulate times "
                 f"objective.reconstruct_every ({parts} x {c.objective.reconstruct_every}), got {c.train.batch_size}"
             )
         return training_batches(
