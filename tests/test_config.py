@@ -106,7 +106,7 @@ def test_not_a_number_is_no_number(name, field, value):
         (lambda: ObjectiveConfig(r2_weight=1), ["r2_weight", "adversarial_weight"]),
         (lambda: ObjectiveConfig(gradient_penalty_weight=1), ["gradient_penalty_weight", "adversarial_weight"]),
         (lambda: ObjectiveConfig(reconstruct_every=2), ["objective.reconstruct_every", "got 2", "adversarial_weight"]),
-        (lambda: ObjectiveConfig(reconstruct_every=2, fakes="both", **GAN), ["objective.reconstruct_every", "fakes"]),
+        (lambda: ObjectiveConfig(reconstruct_every=2, fakes="reconstruction", **GAN), ["objective.reconstruct_every", "fakes"]),
         (lambda: whole(objective=ObjectiveConfig(reconstruct_every=3, **GAN)),
          ["train.batch_size", "objective.reconstruct_every (3)", "got 128"]),
         (lambda: whole(data=DataConfig(image_size=48)), ["data.image_size", "got 48", "choose 32 or 64", "mlp"]),

@@ -19,7 +19,7 @@ VARIANTS = {
     "accumulated": (LEAN, {"accumulate": 2}),
     "penalised": (dataclasses.replace(LEAN, r1_weight=0.5, r2_weight=0.5, gradient_penalty_weight=0.5, penalty_interval=3), {}),
     "gated": (dataclasses.replace(LEAN, equilibrium_gate=True, equilibrium=0.69, equilibrium_margin=0.02), {}),
-    "partly reconstructed": (dataclasses.replace(LEAN, fakes="prior", reconstruct_every=2), {"accumulate": 2}),
+    "partly reconstructed": (dataclasses.replace(LEAN, reconstruct_every=2), {"accumulate": 2}),
     "full": (FULL_OBJECTIVE, {"accumulate": 2}),
     "conditional": (FULL_OBJECTIVE, {"accumulate": 2}),
 }  # fmt: skip

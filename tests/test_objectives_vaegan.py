@@ -83,7 +83,7 @@ def test_gradient_routing(term, fields, turn, expected, adversarial_loss):
         assert got == wanted, f"{term} {'does not reach' if wanted else 'reaches'} the {network}"
 
 
-@pytest.mark.parametrize("fakes, every", [("prior", 1), ("prior", 3), ("reconstruction", 1), ("both", 1)])
+@pytest.mark.parametrize("fakes, every", [("prior", 1), ("prior", 3), ("reconstruction", 1), ("both", 1), ("both", 3)])
 @pytest.mark.parametrize("to_encoder", [False, True])
 @pytest.mark.parametrize("gamma", [1.0, 0.25])
 def test_step_equals_separate_passes(fakes, every, to_encoder, gamma):
@@ -105,8 +105,9 @@ def test_step_equals_separate_passes(fakes, every, to_encoder, gamma):
     reconstruction = 0.2 * pixel + 0.3 * feature
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(1).mean()
     fake = {"prior": [prior], "reconstruction": [recon], "both": [prior, recon]}[fakes]
-    adversarial = 2.0 * sum(-torch.log(torch.sigmoid(discriminator(f)[0])).mean() for f in fake) / len(fake)
-    on_recon = 0 if fakes == "prior" else 2.0 * -torch.log(torch.sigmoid(discriminator(recon)[0])).mean() / len(fake)
+    count = sum(len(f) for f in fake)
+    adversarial = 2.0 * sum(-torch.log(torch.sigmoid(discriminator(f)[0])).sum() for f in fake) / count
+    on_recon = 0 if fakes == "prior" else 2.0 * -torch.log(torch.sigmoid(discriminator(recon)[0])).sum() / count
 
     def reference(loss, module):
         grads = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
@@ -116,6 +117,61 @@ def test_step_equals_separate_passes(fakes, every, to_encoder, gamma):
     torch.testing.assert_close(found["encoder"], reference(for_encoder, model.encoder), rtol=1e-4, atol=1e-5)
     expected = reference(gamma * reconstruction + adversarial, model.decoder)
     torch.testing.assert_close(found["decoder"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fakes, every", [("prior", 1), ("prior", 3), ("reconstruction", 1), ("both", 1), ("both", 3)])
+def test_the_discriminators_turn_equals_separate_passes(fakes, every):
+    """Each fake meets the real image of its own place, and counts as much as any other; R1 is of the real images, R2
+    of the fakes, the penalty of interpolations of prior samples where there are some."""
+    config = ObjectiveConfig(
+        adversarial_weight=1.0, adversarial_loss="relativistic", fakes=fakes, reconstruct_every=every,
+        r1_weight=0.3, r2_weight=0.7, gradient_penalty_weight=0.2,
+    )  # fmt: skip
+    found = gradients(config, "discriminator")["discriminator"]
+
+    model, discriminator = networks()
+    noise, x = draw_noise(torch.arange(6), 3, 0, 0), images()
+    mu, logvar = model.encode(x[::every])
+    recon = model.decode(mu + (0.5 * logvar).exp() * noise.eps[::every]).detach()
+    prior = model.decode(noise.z_prior).detach()
+    pairs = {"prior": [(x, prior)], "reconstruction": [(x, recon)], "both": [(x[::every], recon), (x, prior)]}[fakes]
+    relative = [torch.nn.functional.softplus(discriminator(f)[0] - discriminator(r)[0]) for r, f in pairs]
+
+    def slopes(of):
+        of = of.clone().requires_grad_()
+        return torch.autograd.grad(discriminator(of)[0].sum(), of, create_graph=True)[0].flatten(1).norm(dim=1)
+
+    mixed = torch.lerp(x, pairs[-1][1], noise.mix)
+    r1, r2 = slopes(x).square().mean() / 2, slopes(torch.cat([f for _, f in pairs])).square().mean() / 2
+    loss = torch.cat(relative).mean() + 0.3 * r1 + 0.7 * r2 + 0.2 * (slopes(mixed) - 1).square().mean()
+    loss.backward()
+    torch.testing.assert_close(found, flat_gradient(discriminator), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fakes, every", [("prior", 1), ("prior", 3), ("reconstruction", 1), ("both", 1), ("both", 3)])
+def test_every_image_meets_the_discriminator_with_its_own_label(fakes, every):
+    config = ObjectiveConfig(
+        feature_weight=1.0, adversarial_weight=1.0, adversarial_loss="relativistic", fakes=fakes,
+        reconstruct_every=every, gradient_penalty_weight=1.0,
+    )  # fmt: skip
+    y = torch.arange(6)
+    x = (y / 10).view(6, 1, 1, 1).expand(6, 1, 8, 8)  # an image shows its class, and so do the fakes of that class
+    shown = torch.cat([x[::every], x] if fakes != "reconstruction" else [x]).atanh()
+    _, plain = networks()
+    seen = []
+
+    def discriminator(images, labels):
+        seen.append(len(images))
+        torch.testing.assert_close(images.mean((1, 2, 3)), labels / 10)
+        return plain(images)
+
+    noise, z = draw_noise(torch.arange(6), 3, 0, 0), torch.zeros(len(x[::every]), 3)
+    Objective(config).discriminator(discriminator, x, shown, noise, 0, y)
+    plain.requires_grad_(False)
+    out = TrainingPass(z, z, z, z, shown.requires_grad_(), None)
+    Objective(config).autoencoder(discriminator, x, out, noise, 0, Statistics(0.9), y)
+    counted = {"prior": 6, "reconstruction": 6, "both": len(shown)}[fakes]
+    assert seen == [counted + 12, len(shown), 6]  # with the real images and interpolations; by themselves
 
 
 def test_augmentation_follows_the_images_that_are_reconstructed():

@@ -280,9 +280,9 @@ class ObjectiveConfig:
         )
         reconstructs = self.pixel_weight > 0 or self.feature_weight > 0
         p.require(
-            self.reconstruct_every <= 1 or (self.uses_prior and self.fakes == "prior"),
-            "objective.reconstruct_every must be 1 unless prior samples, and they alone, are the adversary's fakes, got "
-            f"{self.reconstruct_every} (or set adversarial_weight above 0 and fakes to prior)",
+            self.reconstruct_every <= 1 or self.uses_prior,
+            "objective.reconstruct_every must be 1 unless the adversary has prior samples among its fakes, got "
+            f"{self.reconstruct_every} (or set adversarial_weight above 0 and fakes to prior or both)",
         )
         p.require(
             self.uses_reconstruction or self.uses_prior,

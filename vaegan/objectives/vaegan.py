@@ -68,20 +68,19 @@ class Objective:
         """Loss of the discriminator, and its terms (means over the micro-batch).
 
         x: (B, C, H, W) real images; raw: the decoder's output of the training pass, which gets no gradient. Real and
-        fake images share one forward. With both kinds of fakes each counts half, so that real and fake weigh the
-        same (Larsen et al. sum them). y: (B,) labels of a conditional run, of x and of the fakes beside them.
+        fake images share one forward. With both kinds of fakes each image counts the same, and real and fake weigh
+        the same (Larsen et al. sum them). y: (B,) labels of a conditional run, of x and of the fakes beside them.
         """
         c, n = self.config, len(x)
         fakes = {"prior": raw[-n:], "reconstruction": raw[:n], "both": raw}[c.fakes].detach().tanh()
-        images = torch.cat([x, fakes])
+        images = torch.cat([fakes, x])
         penalise = self.penalises(step)
         if c.gradient_penalty_weight > 0 and penalise:
             images = torch.cat([images, torch.lerp(x, fakes[-n:], noise.mix)])
         images.requires_grad_(penalise)
         logits, _ = _judged(discriminator, self._augment(images, noise.augment[0]), y)
-        real, fake = logits[:n], logits[n : n + len(fakes)]
-        losses = [self.adversarial.discriminator(real, part).mean() for part in fake.split(n)]
-        loss = sum(losses) / len(losses)
+        fake, real = logits[: len(fakes) + n].split([len(fakes), n])
+        loss = self.adversarial.discriminator(of_rows(real, len(fake)), fake).mean()
         acc_real, acc_fake = accuracy(c.adversarial_loss, real.detach(), fake.detach())
         terms = {"discriminator": loss, "accuracy_real": acc_real, "accuracy_fake": acc_fake}
         if c.equilibrium_gate:
@@ -95,8 +94,8 @@ class Objective:
     def _penalties(self, logits: Tensor, images: Tensor, n_real: int, n_fake: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the penalties, scaled up for the steps between, and each one's plain value."""
         c = self.config
-        real, fake, mixed = penalties.input_gradients(logits, images).split(
-            [n_real, n_fake, len(images) - n_real - n_fake]
+        fake, real, mixed = penalties.input_gradients(logits, images).split(
+            [n_fake, n_real, len(images) - n_real - n_fake]
         )
         terms, total = {}, 0.0
         for name, weight, penalty, rows in (
@@ -205,9 +204,9 @@ class Objective:
             weighted = c.feature_weight * terms["feature"]
             reconstruction = weighted if reconstruction is None else reconstruction + weighted
         if hears_adversary:
-            fakes = logits[-n:] if c.fakes == "prior" else logits[:n] if c.fakes == "reconstruction" else logits
-            losses = [self.adversarial.generator(real_logits, part).mean() for part in fakes.split(n)]
-            adversarial = terms["adversarial"] = sum(losses) / len(losses)
+            fake = {"prior": logits[-n:], "reconstruction": logits[:n], "both": logits}[c.fakes]
+            real = None if real_logits is None else of_rows(real_logits, len(fake))
+            adversarial = terms["adversarial"] = self.adversarial.generator(real, fake).mean()
         return reconstruction, adversarial
 
     def _pixel_nll(
