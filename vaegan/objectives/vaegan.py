@@ -9,6 +9,7 @@ from vaegan.config import ObjectiveConfig
 from vaegan.model import TrainingPass, of_rows
 from vaegan.objectives import augment, elbo, penalties
 from vaegan.objectives.adversarial import LOSSES, accuracy, ramp
+from vaegan.objectives.likelihoods import feature_nll, pixel_nll
 from vaegan.objectives.noise import Noise
 from vaegan.objectives.routing import gradients_at_output, surrogate_loss
 from vaegan.objectives.statistics import Statistics
@@ -140,12 +141,13 @@ class Objective:
         terms: dict[str, Tensor] = {}
         batch: dict[str, Tensor] = {}
         raw = out.raw.detach().requires_grad_()  # (B to 2B, C, H, W), a leaf: gradients stop at the decoder's output
-        scale = [] if out.log_scale is None else [out.log_scale.detach().requires_grad_()]
+        scale = None if out.log_scale is None else out.log_scale.detach().requires_grad_()
         reconstruction, adversarial = self._image_terms(
             discriminator, x, raw, scale, noise, step, statistics, y, terms, batch
         )
         disjoint = len(raw) - n if c.fakes == "prior" else None
-        g_rec, g_adv, g_scale = gradients_at_output(reconstruction, adversarial, raw, scale, disjoint)
+        others = [] if scale is None else [scale]
+        g_rec, g_adv, g_scale = gradients_at_output(reconstruction, adversarial, raw, others, disjoint)
         if g_adv is not None:
             if c.balance:
                 batch["reconstruction_norm2"], batch["adversarial_norm2"] = g_rec.square().sum(), g_adv.square().sum()
@@ -187,7 +189,7 @@ class Objective:
         m = len(x[decoded])
         reconstruction = adversarial = None
         if c.pixel_weight > 0:
-            terms["pixel"] = self._pixel_nll(x[decoded], raw[:m], scale, statistics, batch).mean()
+            terms["pixel"] = pixel_nll(c, x[decoded], raw[:m], scale, statistics, batch).mean()
             reconstruction = c.pixel_weight * terms["pixel"]
         hears_adversary = self.adversarial_weight(step) > 0
         rows = _rows_for_discriminator(c, hears_adversary, len(raw), n, m)
@@ -200,7 +202,7 @@ class Objective:
             with torch.no_grad():
                 real_logits, real_features = _judged(discriminator, self._augment(x, noise.augment[1]), y)
         if c.feature_weight > 0:
-            terms["feature"] = self._feature_nll(real_features[decoded], features[:m], statistics, batch).mean()
+            terms["feature"] = feature_nll(c, real_features[decoded], features[:m], statistics, batch).mean()
             weighted = c.feature_weight * terms["feature"]
             reconstruction = weighted if reconstruction is None else reconstruction + weighted
         if hears_adversary:
@@ -208,28 +210,6 @@ class Objective:
             real = None if real_logits is None else of_rows(real_logits, len(fake))
             adversarial = terms["adversarial"] = self.adversarial.generator(real, fake).mean()
         return reconstruction, adversarial
-
-    def _pixel_nll(
-        self, x: Tensor, raw: Tensor, log_scale: list[Tensor], statistics: Statistics, batch: dict
-    ) -> Tensor:
-        kind, scale = self.config.pixel_likelihood, self.config.pixel_scale
-        if kind == "bernoulli":
-            return elbo.bernoulli_nll(x, raw)
-        image = raw.tanh()
-        if kind == "laplace":
-            return elbo.laplace_nll(x, image, scale)
-        if kind == "gaussian_learned":
-            return elbo.gaussian_nll(x, image, (2 * log_scale[0]).exp())
-        if kind == "gaussian_optimal":
-            return elbo.gaussian_nll(x, image, _followed_variance("pixel_mse", x, image, statistics, batch))
-        return elbo.gaussian_nll(x, image, scale**2)
-
-    def _feature_nll(self, real: Tensor, fake: Tensor, statistics: Statistics, batch: dict) -> Tensor:
-        """Larsen et al. 2016, equations 7 and 8: a Gaussian around Dis_l(x~), of unit or of optimal variance."""
-        real, fake = real.float(), fake.float()
-        if self.config.feature_likelihood == "gaussian_optimal":
-            return elbo.gaussian_nll(real, fake, _followed_variance("feature_mse", real, fake, statistics, batch))
-        return elbo.gaussian_nll(real, fake, 1.0)
 
     def _adversarial_factor(self, step: int, statistics: Statistics, terms: dict) -> Tensor | float:
         """Factor of the adversarial gradient: the weight, and with `balance` the ratio of the two gradients' norms
@@ -266,14 +246,6 @@ def _rows_for_discriminator(c: ObjectiveConfig, hears_adversary: bool, total: in
     if not (reconstruction or prior):
         return None
     return slice(0 if reconstruction else total - n, total if prior else m)
-
-
-def _followed_variance(name: str, x: Tensor, mean: Tensor, statistics: Statistics, batch: dict) -> Tensor:
-    """Optimal variance from the mean squared error of the steps before (in the first step, of unit size), which it
-    also takes down for the next. By the envelope theorem the gradient is that of the paper's."""
-    batch[name] = (x - mean).detach().square().mean()
-    followed = statistics.get(name)
-    return elbo.optimal_variance(torch.ones_like(batch[name]) if followed is None else followed)
 
 
 def _cross_entropies(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
