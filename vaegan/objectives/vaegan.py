@@ -74,30 +74,31 @@ class Objective:
         """
         c, n = self.config, len(x)
         fakes = {"prior": raw[-n:], "reconstruction": raw[:n], "both": raw}[c.fakes].detach().tanh()
-        images = torch.cat([fakes, x])
+        m = len(fakes) - n  # reconstructions among both kinds: in front, where `of_rows` looks for a part of the images
+        images = torch.cat([fakes[:m], x, fakes[m:]])
         penalise = self.penalises(step)
         if c.gradient_penalty_weight > 0 and penalise:
             images = torch.cat([images, torch.lerp(x, fakes[-n:], noise.mix)])
         images.requires_grad_(penalise)
         logits, _ = _judged(discriminator, self._augment(images, noise.augment[0]), y)
-        fake, real = logits[: len(fakes) + n].split([len(fakes), n])
+        real, fake = logits[m : m + n], torch.cat([logits[:m], logits[m + n : m + 2 * n]])
         loss = self.adversarial.discriminator(of_rows(real, len(fake)), fake).mean()
         acc_real, acc_fake = accuracy(c.adversarial_loss, real.detach(), fake.detach())
         terms = {"discriminator": loss, "accuracy_real": acc_real, "accuracy_fake": acc_fake}
         if c.equilibrium_gate:
             terms["loss_real"], terms["loss_fake"] = _cross_entropies(real.detach(), fake.detach())
         if penalise:
-            penalty, penalty_terms = self._penalties(logits, images, n, len(fakes))
+            penalty, penalty_terms = self._penalties(logits, images, m, n)
             loss = loss + penalty
             terms |= penalty_terms
         return loss, {name: term.detach() for name, term in terms.items()}
 
-    def _penalties(self, logits: Tensor, images: Tensor, n_real: int, n_fake: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the penalties, scaled up for the steps between, and each one's plain value."""
+    def _penalties(self, logits: Tensor, images: Tensor, m: int, n: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the penalties, scaled up for the steps between, and each one's plain value. The images are m
+        fakes, n real ones, n fakes, and the interpolations."""
         c = self.config
-        fake, real, mixed = penalties.input_gradients(logits, images).split(
-            [n_fake, n_real, len(images) - n_real - n_fake]
-        )
+        slopes = penalties.input_gradients(logits, images)
+        real, fake, mixed = slopes[m : m + n], torch.cat([slopes[:m], slopes[m + n : m + 2 * n]]), slopes[m + 2 * n :]
         terms, total = {}, 0.0
         for name, weight, penalty, rows in (
             ("r1", c.r1_weight, penalties.zero_centred, real),
