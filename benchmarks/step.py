@@ -29,12 +29,12 @@ PYTHAE_TEXT = "The very same networks and terms; pythae's equilibrium is out of 
 HAND_TEXT = (
     "The loop has the same networks of plain torch layers, and the recipe's terms, every image being reconstructed."
 )
-# Every image reconstructed, for the same work from all.
-WHOLE = (f"--train.batch_size={BATCH}", "--objective.reconstruct_every=1")
+# Every image reconstructed, and the adversary on prior samples, for the same work from all.
+WHOLE = (f"--train.batch_size={BATCH}", "--objective.reconstruct_every=1", "--objective.fakes=prior")
 # Terms of pythae's VAEGAN: KL, learned similarity, cross entropies of real images and prior samples.
 PYTHAE_TERMS = (
     "--objective.pixel_weight=0", "--objective.feature_weight=1", "--objective.kl_weight=1",
-    "--objective.adversarial_loss=nonsaturating", "--objective.adversarial_weight=1", "--objective.fakes=prior",
+    "--objective.adversarial_loss=nonsaturating", "--objective.adversarial_weight=1",
     "--objective.balance=false", "--objective.r1_weight=0", "--objective.r2_weight=0", "--objective.augment=[]",
     "--model.latent_dim=16", *WHOLE,
 )  # fmt: skip
