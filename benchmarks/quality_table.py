@@ -59,7 +59,7 @@ def write(job: Job, contestants: Sequence[Contestant], ablation: bool = False) -
     records.write_json(job.folder / f"{name}.json", plain(job, rows))
     records.write(job.folder / f"{prefix}chart.png", quality_pictures.chart(results(rows)))
     for kind in ("samples",) if ablation else ("samples", "reconstructions"):
-        panels = {captioned(row): job.of_seed(row.contestant.name, row.seeds[0]).picture(kind) for row in rows}
+        panels = {captioned(row, kind): job.of_seed(row.contestant.name, row.seeds[0]).picture(kind) for row in rows}
         if picture := quality_pictures.side_by_side({title: file for title, file in panels.items() if file.is_file()}):
             records.write(job.folder / f"{prefix}{kind}.webp", picture)
     return text
@@ -232,8 +232,9 @@ def results(rows: list[Row]) -> list[Result]:
     return found
 
 
-def captioned(row: Row) -> str:
-    """A title and the distance of the first seed's samples."""
+def captioned(row: Row, kind: str) -> str:
+    """A title and the distance of the first seed's `samples` or `reconstructions`."""
     record = row.found[0]
-    distance = record["figures"].get(record["protocol"].get("label"))
+    label = record["protocol"].get("label")
+    distance = record["figures"].get(label if kind == "samples" else f"reconstruction {label}")
     return row.contestant.title + ("" if distance is None else f": {distance:.1f}")

@@ -27,7 +27,8 @@ VARIANTS = {
 PYTHAE, HAND, FLOOR = "pythae", "hand-written loop", "floor"
 PYTHAE_TEXT = "The very same networks and terms; pythae's equilibrium is out of reach, so that all players always step."
 HAND_TEXT = (
-    "The loop has the same networks of plain torch layers, and the recipe's terms, every image being reconstructed."
+    "The loop has the same networks of plain torch layers, and the recipe's terms, every image being reconstructed, the "
+    "adversary on prior samples."
 )
 # Every image reconstructed, and the adversary on prior samples, for the same work from all.
 WHOLE = (f"--train.batch_size={BATCH}", "--objective.reconstruct_every=1", "--objective.fakes=prior")

@@ -262,6 +262,15 @@ def test_table_of_records(load, job):
     assert Image.open(job.folder / "chart.png").width > 100
     assert Image.open(job.folder / "samples.webp").size == (2 * 265 + 10, 265 + 24)  # beside each other, captioned
 
+
+def test_captions_name_the_distance_of_what_they_show(load, job):
+    table, contestants = load("quality_table"), load("contestants")
+    by_hand(load, job, "vaegan", 0, **{"FD[tiny]": 9.0, "reconstruction FD[tiny]": 30.04})
+    by_hand(load, job, "gan", 0, **{"FD[tiny]": 11.0})
+    rows = table.rows_of(job, contestants.CONTESTANTS)
+    assert [table.captioned(row, "samples") for row in rows] == ["vaegan, the recipe: 9.0", "GAN, our networks: 11.0"]
+    assert [table.captioned(row, "reconstructions") for row in rows] == ["vaegan, the recipe: 30.0", "GAN, our networks"]
+
     for seed in (0, 1):
         by_hand(load, job, "no_ema", seed, **{"FD[tiny]": 20.0})
     lines = table.write(job, contestants.ABLATION, ablation=True).splitlines()
