@@ -49,7 +49,7 @@ CONTESTANTS = (
     Contestant("gan", "GAN, our networks", overrides={
         "objective.kl_weight": 0.0, "objective.pixel_weight": 0.0, "objective.feature_weight": 0.0,
         "objective.balance": False, "objective.adversarial_weight": 1.0, "objective.fakes": "prior",
-        "objective.reconstruct_every": 1,
+        "objective.reconstruct_every": 1,  # read by nothing of it: a recipe's value would be part of its records
     }, seeds=(3, 3)),
     Contestant("vae", "VAE, our networks", {"kl_weight": 1.0, "pixel_likelihood": "gaussian_optimal"},
                {"optimizer.betas": [0.9, 0.999]}, seeds=(3, 1)),

@@ -234,7 +234,6 @@ def results(rows: list[Row]) -> list[Result]:
 
 def captioned(row: Row, kind: str) -> str:
     """A title and the distance of the first seed's `samples` or `reconstructions`."""
-    record = row.found[0]
-    label = record["protocol"].get("label")
-    distance = record["figures"].get(label if kind == "samples" else f"reconstruction {label}")
+    samples, reconstructions = _distances([row])
+    distance = row.found[0]["figures"].get(samples if kind == "samples" else reconstructions)
     return row.contestant.title + ("" if distance is None else f": {distance:.1f}")

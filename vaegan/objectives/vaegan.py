@@ -74,7 +74,9 @@ class Objective:
         """
         c, n = self.config, len(x)
         fakes = {"prior": raw[-n:], "reconstruction": raw[:n], "both": raw}[c.fakes].detach().tanh()
-        m = len(fakes) - n  # reconstructions among both kinds: in front, where `of_rows` looks for a part of the images
+        # Of both kinds, the m reconstructions go in front, where `of_rows` looks for a part of the images; the real ones
+        # stay before the other n fakes, so that runs without the m go on to the bit.
+        m = len(fakes) - n
         images = torch.cat([fakes[:m], x, fakes[m:]])
         penalise = self.penalises(step)
         if c.gradient_penalty_weight > 0 and penalise:
