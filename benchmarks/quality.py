@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """VAE-GANs and their peers on the same data, with the same training time, measured by the same evaluation.
 
-Each contestant and seed is a process of its own, one after the other, and leaves a record; what has one is not trained
+Each contestant and seed is a process of its own, seed after seed, and leaves a record; what has one is not trained
 again, so that the whole can be made over several sittings. Only training counts towards the budget: reading the data
 before it and measuring after it do not. Let nothing else run meanwhile.
 
@@ -93,6 +93,7 @@ def main() -> int:
 def _perform(job: Job, options: argparse.Namespace) -> list[Job]:
     """Train and measure what has no record yet; what failed."""
     jobs = [job.of_seed(c.name, seed) for c in chosen(job, options) for seed in seeds(c, job, options)]
+    jobs.sort(key=lambda one: one.seed)  # all contestants in turns: a machine is not as fast in every hour
     recipes = {name: contestants.recipe_of(contestants.named(name), job) for name in {j.contestant for j in jobs}}
     states = {one: records.state_of(one, recipes[one.contestant]) for one in jobs}
     other = [line for line in states.values() if line not in ("missing", "finished")]

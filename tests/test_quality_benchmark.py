@@ -163,6 +163,24 @@ def test_a_finished_contestant_is_not_trained_again(load, job, monkeypatch, caps
     assert quality.main() == 0 and [one.contestant for one in started] == ["vae"]
 
 
+def test_contestants_take_turns_so_that_none_has_a_slow_hour_alone(load, job, monkeypatch):
+    quality = load("quality")
+    started = []
+
+    def run(one, python):
+        started.append((one.contestant, one.seed))
+        by_hand(load, job, *started[-1], **{"FD[tiny]": 10.0})
+        return True
+
+    monkeypatch.setattr(quality, "_run", run)
+    flags = command(replace(job, contestant="vaegan"))
+    at = flags.index("--contestants=vaegan")
+    flags[at : at + 2] = ["--contestants", "vaegan", "gan", "--seeds", "0", "2"]
+    monkeypatch.setattr(sys, "argv", flags)
+    assert quality.main() == 0
+    assert started == [("vaegan", 0), ("gan", 0), ("vaegan", 2), ("gan", 2)]
+
+
 def test_a_training_that_diverges_is_recorded(load, job, monkeypatch):
     worker = load("quality_worker")
 
