@@ -2,9 +2,9 @@
 
 The decoder and the discriminator are called once for each kind of image, the generator's turn leaves the discriminator
 unfrozen, as most such scripts do, Adam is the plain one, and every step logs its losses by `.item()`. Terms and weights
-are those of configs/mnist.yaml and configs/cifar10.yaml: KL, pixels, learned similarity, a relativistic adversary on
-prior samples, weighed by the ratio of gradient norms at the decoder's last layer (Esser et al. 2021, equation 7), and
-R1 and R2 every few steps.
+are those of a recipe like configs/cifar10.yaml: KL, pixels, learned similarity, a relativistic adversary on prior
+samples, weighed by the ratio of gradient norms at the decoder's last layer (Esser et al. 2021, equation 7), and R1 and
+R2 every few steps.
 """
 
 import copy

@@ -27,14 +27,17 @@ VARIANTS = {
 PYTHAE, HAND, FLOOR = "pythae", "hand-written loop", "floor"
 PYTHAE_TEXT = "The very same networks and terms; pythae's equilibrium is out of reach, so that all players always step."
 HAND_TEXT = (
-    "The loop has the same networks of plain torch layers, and the recipe's terms, every image being reconstructed, the "
-    "adversary on prior samples."
+    "The loop has the same networks of plain torch layers, and the recipe's terms with learned similarity, every image "
+    "being reconstructed, the adversary on prior samples."
 )
-# Every image reconstructed, and the adversary on prior samples, for the same work from all.
-WHOLE = (f"--train.batch_size={BATCH}", "--objective.reconstruct_every=1", "--objective.fakes=prior")
+# Every image reconstructed, by learned similarity too, and the adversary on prior samples, for the same work from all.
+WHOLE = (
+    f"--train.batch_size={BATCH}", "--objective.reconstruct_every=1", "--objective.feature_weight=1",
+    "--objective.fakes=prior",
+)  # fmt: skip
 # Terms of pythae's VAEGAN: KL, learned similarity, cross entropies of real images and prior samples.
 PYTHAE_TERMS = (
-    "--objective.pixel_weight=0", "--objective.feature_weight=1", "--objective.kl_weight=1",
+    "--objective.pixel_weight=0", "--objective.kl_weight=1",
     "--objective.adversarial_loss=nonsaturating", "--objective.adversarial_weight=1",
     "--objective.balance=false", "--objective.r1_weight=0", "--objective.r2_weight=0", "--objective.augment=[]",
     "--model.latent_dim=16", *WHOLE,
