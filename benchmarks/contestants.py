@@ -63,12 +63,12 @@ CONTESTANTS = (
     Contestant("pythae_vae", "pythae VAE", rival="VAE"),
 )  # fmt: skip
 
-# The recipe that the ablation was made of had learned similarity too. It did not pay, and the recipe is without it since:
-# of the rows, `vaegan` is the one with that choice turned off.
+# The recipe that the ablation was made of had learned similarity, which did not pay: it is without since.
 BASE = {"objective.feature_weight": 1.0}
-# One choice of it turned off at a time.
+# That one, and one choice of it turned off at a time.
 ABLATION = (
-    Contestant("with_features", "with learned similarity; of this, in the rows below:", overrides=BASE),
+    Contestant("with_features", "the recipe with learned similarity", overrides=BASE),
+    Contestant("no_features", "no learned similarity: the recipe as it is", overrides={"objective.feature_weight": 0.0}),
     Contestant("no_pixels", "no pixel term", overrides=BASE | {"objective.pixel_weight": 0.0}),
     Contestant("no_balance", "no balance: an adversarial weight of 1",
                overrides=BASE | {"objective.balance": False, "objective.adversarial_weight": 1.0}),

@@ -48,10 +48,6 @@ def write(job: Job, contestants: Sequence[Contestant], ablation: bool = False) -
     import quality_pictures
     import quality_samplers
 
-    if ablation:
-        from contestants import named
-
-        contestants = [named("vaegan"), *contestants]
     rows = rows_of(job, contestants, ABLATION_SEEDS if ablation else None)
     name, prefix = ("ablation", "ablation-") if ablation else ("table", "")
     text = markdown(job, rows, ablation) + ("" if ablation else quality_samplers.markdown(job, rows))
