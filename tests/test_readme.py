@@ -52,6 +52,17 @@ def test_table_is_what_the_command_prints():
     assert names in [[cell.strip() for cell in line.split("|")] for line in README.splitlines()]
 
 
+def test_quality_tables_are_those_that_the_benchmark_wrote():
+    """Each line of a table of contestants stands so in a table beside the records."""
+    written = (REPOSITORY / "benchmarks" / "results" / "quality").glob("*/*.md")
+    known = {line for file in written for line in file.read_text().splitlines()}
+    for text in (README, (REPOSITORY / "benchmarks" / "README.md").read_text()):
+        tables = [table.group().splitlines() for table in re.finditer(r"^\|  \| seed.*\n(?:\|.*\n)+", text, re.M)]
+        assert len(tables) >= 3 and all(len(table) > 3 for table in tables)
+        lines = {line for table in tables for line in table}
+        assert lines <= known, sorted(lines - known)[0]
+
+
 def test_fields_exist():
     fields = field_problems.fields(Config)
     sections = {name.split(".")[0] for name in fields if "." in name}
