@@ -17,7 +17,7 @@ from timing import Table, in_turn, rows
 CONFIGS = Path(__file__).parents[1] / "configs"
 BATCH = 64
 VARIANTS = {
-    "vaegan, float32 eager": ("--train.precision=fp32", "--train.channels_last=false"),
+    "vaegan, float32 eager": ("--train.precision=fp32",),
     "vaegan, channels_last": ("--train.precision=fp32", "--train.channels_last=true"),
     "vaegan, bf16": ("--train.precision=bf16", "--train.channels_last=false"),
     "vaegan, compile": ("--train.precision=fp32", "--train.channels_last=false", "--train.compile=true"),

@@ -20,7 +20,7 @@ def test_updates_follow_the_closed_form():
     values = [1.0, -2.0, 0.5, 3.0, 3.0, 8.0, -1.0, 0.25, 4.0, 2.0, 7.0]
     for t, value in enumerate(values):
         set_weights(module, value)
-        ema.update(module)
+        ema.update()
         d = min(0.5, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * value
         for parameter in ema.module.parameters():
@@ -40,9 +40,9 @@ def test_weights_of_all_updates_add_up_to_one(decay):
     decays = [min(decay, (1 + t) / (10 + t)) for t in range(steps)]
     for t in range(steps):
         set_weights(module, 1.0)
-        constant.update(module)
+        constant.update()
         set_weights(module, float(t == impulse))
-        pulsed.update(module)
+        pulsed.update()
     assert constant.module.weight.item() == pytest.approx(1)
     expected = (1 - decays[impulse]) * torch.tensor(decays[impulse + 1 :], dtype=torch.float64).prod().item()
     assert pulsed.module.weight.item() == pytest.approx(expected, rel=1e-9)
@@ -54,7 +54,7 @@ def test_the_random_start_is_soon_forgotten():
     ema = EMA(module, 0.9999)
     set_weights(module, 0.0)
     for _ in range(50):
-        ema.update(module)
+        ema.update()
     assert 0 <= ema.module.weight.item() < 1e-4
 
 
@@ -62,7 +62,7 @@ def test_buffers_are_copied_and_the_copy_stands_apart():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     ema = EMA(module, 0.9)
     module(torch.randn(8, 2))  # moves the running statistics and counts a batch
-    ema.update(module)
+    ema.update()
     for mine, theirs in zip(ema.module.buffers(), module.buffers()):
         assert torch.equal(mine, theirs) and mine.data_ptr() != theirs.data_ptr()
     assert not ema.module.training and module.training
@@ -79,6 +79,6 @@ def test_an_update_leaves_no_gradient_and_keeps_the_memory_layout():
     ema = EMA(module, 0.9)
     module(torch.randn(1, 4, 8, 8)).sum().backward()
     gradient = module.weight.grad.clone()
-    ema.update(module)
+    ema.update()
     assert torch.equal(module.weight.grad, gradient) and ema.module.weight.grad is None
     assert ema.module.weight.stride() == module.weight.stride()

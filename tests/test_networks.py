@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from vaegan.networks import Decoder, Discriminator, Encoder
-from vaegan.networks.layers import ResidualBlock, channel_plan, initialise, light_down, light_up, norm_layer
+from vaegan.networks.layers import (
+    ResidualBlock,
+    channel_plan,
+    flat_as,
+    initialise,
+    light_down,
+    light_up,
+    norm_layer,
+)
 
 SMALL = {"width": 4, "max_width": 16, "hidden": (16, 12)}
 LATENT = 5
@@ -256,6 +264,35 @@ def test_memory_layout_does_not_change_the_result(network, depth):
     encoder, decoder = (m.to(memory_format=torch.channels_last) for m in (encoder, decoder))
     torch.testing.assert_close(encoder(x.to(memory_format=torch.channels_last))[0], mu, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(decoder(z), image, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("network", "depth"), PYRAMIDS)
+def test_memory_layout_does_not_change_the_discriminator(network, depth, channels, classes):
+    """Logits, features, their gradients, and those of the weights; gradients keep the layout on their way back."""
+    x, y = smooth_images(4, channels, 16), torch.arange(4) % 3
+    discriminator = Discriminator(16, channels, **settings(network, depth, "none"), feature_layer=1, classes=classes)
+    if classes:
+        nn.init.normal_(discriminator.projection.weight)
+
+    def outcome(layout: torch.memory_format) -> list[torch.Tensor]:
+        inputs = x.clone().requires_grad_()
+        strides = []
+        handle = discriminator.blocks[-1].register_forward_hook(
+            lambda *call: call[2].register_hook(lambda g: strides.append((g.stride(), call[2].stride()))) and None
+        )
+        logits, features = discriminator.to(memory_format=layout)(inputs, *([y] if classes else []))
+        handle.remove()
+        assert flat_as(features, features).is_contiguous()  # a view of them, and no copy
+        distance = (flat_as(features, features)[:2] - flat_as(features.detach(), features)[2:]).square().sum()
+        outputs = logits.sum() + distance
+        gradients = torch.autograd.grad(outputs, [inputs, *discriminator.parameters()])
+        assert strides and all(found == kept for found, kept in strides)
+        return [logits, features, outputs, *gradients]
+
+    for a, b in zip(outcome(torch.contiguous_format), outcome(torch.channels_last), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("network", "depth"), VARIANTS)

@@ -94,6 +94,19 @@ def test_a_plain_vae_has_no_discriminator_and_a_pure_gan_no_encoder(tiny_config,
     assert "adversarial" in gan_terms and "kl" not in gan_terms and "pixel" not in gan_terms
 
 
+@pytest.mark.parametrize("asked, network, norm, expected", [
+    (None, "light", "none", (False, True)), (None, "light", "group", (False, False)), (None, "conv", "group", (True, True)),
+    (False, "conv", "none", (False, False)), (True, "light", "group", (True, True)),
+])  # fmt: skip
+def test_the_memory_layout_of_each_network(tiny_config, make_trainer, asked, network, norm, expected):
+    """The default is a CPU's, on which group normalisation is slow in channels last."""
+    model = {"network": network, "discriminator_norm": norm}
+    t = make_trainer(tiny_config(model=model, train={"channels_last": asked}))
+    for player, channels_last in zip((t.plain_model, t.plain_discriminator), expected):
+        kernels = [p for p in player.parameters() if p.ndim == 4 and p.shape[2] > 1]
+        assert kernels and all((kernel.stride(1) == 1) == channels_last for kernel in kernels)
+
+
 def test_frozen_changes_nothing_and_gives_everything_back():
     module = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)), nn.BatchNorm1d(3))
     before = {k: v.clone() for k, v in module.state_dict().items()}

@@ -360,8 +360,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of a process (0: the cores of this machine, shared among its processes)."""
     channels_last: bool | None = None
-    """Memory layout of convolutional tensors. Default: the faster one, which is this on a GPU and for `model.network`
-    conv, and not for the others on a CPU, where group normalisation is slow in it."""
+    """Memory layout of convolutional tensors. Default: the faster one, which is this on a GPU, for `model.network` conv,
+    and for networks without a norm, and not for the others on a CPU, where group normalisation is slow in it."""
     compile: bool = False
     """Compile the networks with torch.compile: a minute to start, and on a CPU slower after; not measured on a GPU."""
     log_every: int = 20

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaegan.networks.layers import (
     constrain_spectral_norm,
     downward_blocks,
+    flat_as,
     he_init,
     initialise,
     require_known,
@@ -65,8 +67,8 @@ class Discriminator(nn.Module):
             x = block(x)
             if i == self.feature_layer:
                 features = x
-        phi = x.flatten(1)  # (B, features)
-        logit = self.logit(phi).squeeze(1).float()
+        phi = flat_as(x, x)  # (B, features)
+        logit = F.linear(phi, flat_as(self.logit.weight, x)).squeeze(1).float()
         if self.projection is not None:
-            logit = logit + (self.projection(y) * phi).sum(1)  # float32, under autocast as well
+            logit = logit + (flat_as(self.projection(y), x) * phi).sum(1)  # float32, under autocast as well
         return logit, features

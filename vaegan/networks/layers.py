@@ -212,6 +212,14 @@ def initialise(module: nn.Module) -> None:
             block.start_as_shortcut()
 
 
+def flat_as(rows: Tensor, x: Tensor) -> Tensor:
+    """Rows (N, C·H·W) or (N, C, H, W) as (N, C·H·W), in the order in which the features of x (B, C, H, W) lie in memory:
+    of x itself a view, through which gradients come back in its layout."""
+    if x.ndim == 4 and not x.is_contiguous():
+        rows = rows.view(-1, *x.shape[1:]).permute(0, 2, 3, 1)
+    return rows.flatten(1)
+
+
 def constrain_spectral_norm(module: nn.Module) -> None:
     """Divide the weight of each linear, convolutional and embedding layer by its largest singular value (Miyato et al.
     2018; the class embedding too, as in the authors' code of Miyato & Koyama 2018)."""

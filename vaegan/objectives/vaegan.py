@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vaegan.config import ObjectiveConfig
 from vaegan.model import TrainingPass, of_rows
+from vaegan.networks.layers import flat_as
 from vaegan.objectives import augment, elbo, penalties
 from vaegan.objectives.adversarial import LOSSES, accuracy, ramp
 from vaegan.objectives.likelihoods import feature_nll, pixel_nll
@@ -205,7 +206,8 @@ class Objective:
             with torch.no_grad():
                 real_logits, real_features = _judged(discriminator, self._augment(x, noise.augment[1]), y)
         if c.feature_weight > 0:
-            terms["feature"] = feature_nll(c, real_features[decoded], features[:m], statistics, batch).mean()
+            real_flat, flat = flat_as(real_features, features), flat_as(features, features)
+            terms["feature"] = feature_nll(c, real_flat[decoded], flat[:m], statistics, batch).mean()
             weighted = c.feature_weight * terms["feature"]
             reconstruction = weighted if reconstruction is None else reconstruction + weighted
         if hears_adversary:

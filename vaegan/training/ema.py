@@ -14,11 +14,15 @@ class EMA:
         self.decay = decay
         self.updates = 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        # Once, since walking through the modules takes longer than a small model's update.
+        self._parameters = list(self.module.parameters()), list(module.parameters())
+        self._buffers = list(zip(self.module.buffers(), module.buffers()))
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
+    def update(self) -> None:
+        """Follow the module that this is the average of."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers()):
+        torch._foreach_lerp_(*self._parameters, 1 - decay)
+        for mine, theirs in self._buffers:
             mine.copy_(theirs)
         self.updates += 1

@@ -76,13 +76,9 @@ class Trainer:
 
     def _build(self, config: Config, plain_model: VAEGAN, plain_discriminator: nn.Module | None) -> None:
         device = self.accelerator.device
-        channels_last = config.train.channels_last
-        if channels_last is None:
-            channels_last = device.type != "cpu" or config.model.network == "conv"
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        for module in (plain_model, plain_discriminator):
+        for module, norm in ((plain_model, config.model.norm), (plain_discriminator, config.model.discriminator_norm)):
             if module is not None:
-                module.to(device, memory_format=layout)
+                module.to(device, memory_format=_layout(config, device, norm))
         self.ema = EMA(plain_model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         if config.train.compile:
             import torch._functorch.config as functorch  # with much of the compiler, which other runs do not need
@@ -93,16 +89,15 @@ class Trainer:
             for module in (plain_model.encoder, plain_model.decoder, plain_discriminator):
                 if module is not None:
                     module.compile(dynamic=False)
-        o, prepare = config.optimizer, self.accelerator.prepare
-        self.model = prepare(plain_model)
-        self.model_optimizer = prepare(optimizers.build_optimizer(self.model, o.lr, o.betas, o.weight_decay))
+        o = config.optimizer
+        self.model = self.accelerator.prepare(plain_model)
+        # The optimizers are not prepared: without a loss scale, all that would come of it is a slower step.
+        self.model_optimizer = optimizers.build_optimizer(self.model, o.lr, o.betas, o.weight_decay)
         self.discriminator = self.discriminator_optimizer = None
         if plain_discriminator is not None:
-            self.discriminator = prepare(plain_discriminator)
-            self.discriminator_optimizer = prepare(
-                optimizers.build_optimizer(
-                    self.discriminator, o.discriminator_lr, o.discriminator_betas, o.weight_decay
-                )
+            self.discriminator = self.accelerator.prepare(plain_discriminator)
+            self.discriminator_optimizer = optimizers.build_optimizer(
+                self.discriminator, o.discriminator_lr, o.discriminator_betas, o.weight_decay
             )
         # The networks without the wrapper that averages gradients over the ranks. In the autoencoder's turn the
         # discriminator is such a fixed function: no hooks, no all-reduce.
@@ -169,7 +164,7 @@ class Trainer:
             optimizers.add_l1_gradient(self.plain_model, self.config.optimizer.l1_weight)
         self._update(self.plain_model, self.model_optimizer, "autoencoder", True, terms, micro_batches)
         if self.ema:
-            self.ema.update(self.plain_model)
+            self.ema.update()
 
         whole = self._whole_batch([t | {f"statistic/{k}": v for k, v in b.items()} for t, b in zip(terms, batch)])
         self.statistics.update({name: whole.pop(f"statistic/{name}") for name in batch[0]})
@@ -212,7 +207,7 @@ class Trainer:
         logged = (self.step + 1) % self.config.train.log_every == 0
         checked = logged or self.checks_each_step
         if o.grad_clip > 0 or checked:
-            parameters = [p for p in player.parameters() if p.grad is not None]
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if checked and not norm.isfinite():
                 raise finite.non_finite(self, terms, micro_batches)
@@ -267,3 +262,11 @@ class Trainer:
         the run; ConfigError for what the data or the extractor make impossible.
         """
         Run(self, run_dir).train()
+
+
+def _layout(config: Config, device: torch.device, norm: str) -> torch.memory_format:
+    """That of a network's weights, and with them of its feature maps."""
+    channels_last = config.train.channels_last
+    if channels_last is None:
+        channels_last = device.type != "cpu" or config.model.network == "conv" or norm == "none"
+    return torch.channels_last if channels_last else torch.contiguous_format
