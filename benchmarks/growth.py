@@ -67,16 +67,16 @@ def batch(repeats: int, root: str) -> list[Table]:
 
 
 def processes(repeats: int, root: str) -> list[Table]:
-    """One process of two threads against two processes of one."""
+    """One process of two threads against two processes of one, which are also measured without a word to each other."""
     cifar10 = Path(root) / "cifar-10-batches-py"
     flags = COLOUR if not root else (f"--data.root={root}",) if cifar10.is_dir() else (f"--data.source={root}", WHOLE)
     found = []
     for recipe, size, own in (("mnist", 64, ()), ("cifar10", 128, flags)):
+        one, two = (("--train.device=cpu", f"--train.threads={threads}", *own) for threads in (2, 1))
         workers = {
-            "1 process, 2 threads": _training(recipe, size, "--train.threads=2", "--train.device=cpu", *own),
-            "2 processes, 1 thread": _training(
-                recipe, size, "--train.threads=1", "--train.device=cpu", *own, processes=2
-            ),
+            "1 process, 2 threads": _training(recipe, size, *one),
+            "2 processes, 1 thread": _training(recipe, size, *two, processes=2),
+            "the same, without messages": _training(recipe, size, *two, processes=2, messages=False),
         }
         text = f"Training steps of configs/{recipe}.yaml on the CPU, {size} images each over all processes."
         found.append(_table(f"Growth: processes, {recipe}", workers, repeats, "images/s", text))
@@ -171,9 +171,9 @@ class Worker:
         self._errors.close()
 
 
-def _training(recipe: str, size: int, *flags: str, processes: int = 1) -> Worker:
-    flags = (*flags, f"--train.batch_size={size}")
-    return Worker("training", processes, recipe=recipe, flags=flags, steps=max(4, STEP_IMAGES // size))
+def _training(recipe: str, size: int, *flags: str, processes: int = 1, messages: bool = True) -> Worker:
+    flags, steps = (*flags, f"--train.batch_size={size}"), max(4, STEP_IMAGES // size)
+    return Worker("training", processes, recipe=recipe, flags=flags, steps=steps, messages=messages)
 
 
 def _source(archive: Path, storage: str) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Measure = Callable[[], dict[str, float]]
 
 
-def training(recipe: str, flags: Sequence[str], steps: int, processes: int):
-    """Images a second of so many training steps with their data; and the Accelerator, which several processes share."""
+def training(recipe: str, flags: Sequence[str], steps: int, processes: int, messages: bool):
+    """Images a second of so many training steps with their data; and the Accelerator, which several processes share.
+    Without `messages` each process trains for itself."""
     from vaegan.data import load_data
     from vaegan.training import Trainer, process
 
@@ -24,6 +25,9 @@ def training(recipe: str, flags: Sequence[str], steps: int, processes: int):
     assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, wanted {processes}"
     images, _ = load_data(config.data)
     trainer = Trainer(config, accelerator, images, None)
+    if not messages:
+        trainer.model, trainer.discriminator = trainer.plain_model, trainer.plain_discriminator
+        accelerator.reduce = lambda tensor, *_: tensor
     batches = trainer.batches()
 
     def measure() -> dict[str, float]:

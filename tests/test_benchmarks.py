@@ -55,10 +55,11 @@ def test_growth_benchmark(tmp_path, monkeypatch):
     assert worker.data("mnist", flags, 8)[0]().keys() == {"images/s", "opened/s"}
     AcceleratorState._reset_state(True)  # it is one for the process, and remembers its first precision
     monkeypatch.setattr(process, "end_with_parent", lambda: None)
-    measure, accelerator = worker.training("mnist", flags, 1, 1)
-    assert measure()["images/s"] > 0 and accelerator.num_processes == 1
+    for messages in (False, True):
+        measure, accelerator = worker.training("mnist", flags, 1, 1, messages)
+        assert measure()["images/s"] > 0 and accelerator.num_processes == 1
     with pytest.raises(AssertionError, match="1 processes, wanted 2"):
-        worker.training("mnist", flags, 1, 2)
+        worker.training("mnist", flags, 1, 2, True)
 
     script = "import sys\nfor i, _ in enumerate(sys.stdin): print('measured', '{\"MiB\": 5, \"images/s\": %d}' % 10**i, flush=True)"
     (tmp_path / "worker.py").write_text(script)

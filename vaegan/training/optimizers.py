@@ -8,10 +8,10 @@ def build_optimizer(module: nn.Module, lr: float, betas: tuple[float, float], we
     """AdamW (Loshchilov & Hutter 2019); decay on matrices and kernels, not on biases, normalisations, scales and what is
     learned a class, of which most rows get no gradient in a step."""
     parameters, kernels = list(module.parameters()), _kernels(module)
-    groups = [
-        {"params": [p for p in parameters if p in kernels], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p not in kernels], "weight_decay": 0.0},
-    ]
+    decayed, others = [p for p in parameters if p in kernels], [p for p in parameters if p not in kernels]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if weight_decay == 0:  # a group costs a small network's step a tenth of a millisecond
+        groups = [{"params": decayed + others, "weight_decay": 0.0}]
     fused = parameters[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
 

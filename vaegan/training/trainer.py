@@ -224,6 +224,8 @@ class Trainer:
 
     def _whole_batch(self, terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Means over micro-batches and ranks, in one message."""
+        if len(terms) == 1 and self.accelerator.num_processes == 1:
+            return {name: term.detach().float() for name, term in terms[0].items()}
         names = list(terms[0])
         sizes = [terms[0][name].numel() for name in names]
         flat = torch.stack([torch.cat([t[name].detach().float().reshape(-1) for name in names]) for t in terms]).mean(0)
