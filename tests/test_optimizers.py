@@ -12,6 +12,7 @@ from vaegan.training.optimizers import (
     build_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
+    parameters_of,
     set_learning_rate,
 )
 
@@ -114,8 +115,7 @@ def test_every_parameter_is_stepped_once():
     for module in (Network(), nn.GroupNorm(1, 4), nn.Linear(2, 2, bias=False)):
         listed = []
         for weight_decay in (0.5, 0.0):
-            groups = build_optimizer(module, 0.1, (0.9, 0.99), weight_decay).param_groups
-            listed.append([id(p) for group in groups for p in group["params"]])
+            listed.append([id(p) for p in parameters_of(build_optimizer(module, 0.1, (0.9, 0.99), weight_decay))])
         assert sorted(listed[0]) == sorted(id(p) for p in module.parameters())
         assert listed[0] == listed[1]  # a checkpoint's numbers count them
 

@@ -73,12 +73,12 @@ def test_no_gradient_is_computed_that_nobody_uses(tiny_config, make_trainer, mon
     t = make_trainer(tiny_config(LEAN_VAEGAN))
     seen = []
 
-    def look(module, optimizer, name, *rest):
+    def look(optimizer, name, *rest):
         mine, other = (t.plain_model, t.plain_discriminator)[:: 1 if name == "autoencoder" else -1]
         seen.append(name)
         assert all(p.grad is not None for p in mine.parameters())
         assert all(p.grad is None for p in other.parameters())
-        return update(module, optimizer, name, *rest)
+        return update(optimizer, name, *rest)
 
     update = t._update
     monkeypatch.setattr(t, "_update", look)

@@ -144,9 +144,7 @@ class Trainer:
                     loss, terms[i] = self.objective.discriminator(self.discriminator, x, raw, noise, self.step, y)
                     self.accelerator.backward(loss / len(micro_batches))
             gate = self.objective.gate(self._whole_batch(terms) if self.config.objective.equilibrium_gate else {})
-            self._update(
-                self.plain_discriminator, self.discriminator_optimizer, "discriminator", gate[1], terms, micro_batches
-            )
+            self._update(self.discriminator_optimizer, "discriminator", gate[1], terms, micro_batches)
 
         with frozen(self.plain_discriminator):
             for i, (x, noise, y) in enumerate(zip(micro_batches, noises, labels)):
@@ -162,7 +160,7 @@ class Trainer:
                 parameter.grad = None  # the optimizer passes over what has no gradient
         if self.config.optimizer.l1_weight > 0:
             optimizers.add_l1_gradient(self.plain_model, self.config.optimizer.l1_weight)
-        self._update(self.plain_model, self.model_optimizer, "autoencoder", True, terms, micro_batches)
+        self._update(self.model_optimizer, "autoencoder", True, terms, micro_batches)
         if self.ema:
             self.ema.update()
 
@@ -198,16 +196,14 @@ class Trainer:
         compiled = self.config.train.compile and self.objective.penalises(self.step)
         return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
 
-    def _update(
-        self, player: nn.Module, optimizer, name: str, wanted: bool, terms: list[dict], micro_batches: list[Tensor]
-    ) -> None:
+    def _update(self, optimizer, name: str, wanted: bool, terms: list[dict], micro_batches: list[Tensor]) -> None:
         """Clip, step and clear one player; its gradient norm goes to the terms where it is logged. NonFiniteLoss if it is
         not finite."""
         o = self.config.optimizer
         logged = (self.step + 1) % self.config.train.log_every == 0
         checked = logged or self.checks_each_step
         if o.grad_clip > 0 or checked:
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            parameters = [p for p in optimizers.parameters_of(optimizer) if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in parameters])
             if checked and not norm.isfinite():
                 raise finite.non_finite(self, terms, micro_batches)
